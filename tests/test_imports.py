@@ -1,0 +1,44 @@
+"""What an import costs and needs: no torch for `import stem_gym`, no extra for any module."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.test_project import BLOCKER
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_stem_gym_imports_no_torch():
+    """A newcomer's first import registers ids and nothing more; torch alone costs more than a second."""
+    heavy = ("torch", "scipy", "h5py", "matplotlib", "stable_baselines3", "agents")
+    loaded = python(f"import stem_gym, sys; print([name for name in {heavy!r} if name in sys.modules])")
+    assert loaded.strip() == "[]"
+
+
+def test_the_command_line_lists_without_torch():
+    code = "import sys, stem_gym.cli as cli; cli.main(['list', '--json']); assert 'torch' not in sys.modules"
+    assert "stem_gym/AtomTargeting-v0" in python(code)
+
+
+def test_importing_registers_every_variant():
+    ids = python("import stem_gym, gymnasium; print(*(i for i in gymnasium.registry if i.startswith('stem_gym/')))")
+    assert len(ids.split()) == len(list((REPO / "envs_configs").rglob("*.yaml")))
+
+
+def test_every_module_imports_without_any_extra():
+    names = [
+        ".".join(path.relative_to(REPO).with_suffix("").parts)
+        for top in ("stem_gym", "agents")
+        for path in sorted((REPO / top).rglob("*.py"))
+        if path.name not in ("__init__.py", "__main__.py")
+    ]
+    python(BLOCKER + "".join(f"import {name}\n" for name in names))
