@@ -1,0 +1,1 @@
+"""Contracts that every other floor speaks: instructions, readings, instruments, tasks, streams, settings."""

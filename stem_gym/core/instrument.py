@@ -1,0 +1,134 @@
+"""The contract of everything that executes instructions: simulated, recorded, learned, or a real microscope."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stem_gym.core.errors import CapabilityError, InstructionError
+from stem_gym.core.instructions import Instruction, Reading, verb
+from stem_gym.core.streams import Streams
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a value may be, ends included, in the unit of its name."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an instrument can do. An env refuses to be built on one that lacks what its task needs."""
+
+    verbs: frozenset[str]
+    detectors: frozenset[str] = frozenset()
+    settable: Mapping[str, Limits] = field(default_factory=dict)
+    readable: frozenset[str] = frozenset()
+    limits: Mapping[str, Limits] = field(default_factory=dict)  # of instruction fields: "Dwell.time_s", "Scan.fov_ang"
+    rows: int | None = None  # the most rows it can have; None: any
+    simulated: bool = False  # whether truth() has something to say
+
+
+class Instrument(ABC):
+    """Executes the minimal instruction set on `rows` rows. Refuses what it can not do as asked; never clips.
+
+    `reset(streams, rows, options)` starts new episodes on `rows` (n,). `execute` answers one Reading for the rows that
+    the instruction names. `truth` tells what only a simulator can know, and is `{}` on a real instrument.
+    """
+
+    capabilities: Capabilities
+    rows: int
+    device: torch.device
+
+    @abstractmethod
+    def reset(self, streams: Streams, rows: Tensor, options: Mapping[str, Any] | None = None) -> None:
+        """Start a new episode on `rows` (n,) int64."""
+
+    @abstractmethod
+    def execute(self, instruction: Instruction) -> Reading:
+        """Do it, and say what was seen and what it cost."""
+
+    def truth(self) -> Mapping[str, Tensor]:
+        """What only a simulator can know, each (B, …); `{}` on a real instrument."""
+        return {}
+
+    def abort(self) -> None:  # noqa: B027 – nothing to stop is a fair answer
+        """Stop what is running and make it safe: beam blanked. May be called from another thread."""
+
+    def close(self) -> None:  # noqa: B027 – so is nothing to close
+        """Make it safe and let go of it. Calling it twice does no harm."""
+
+    def snapshot(self) -> Any:
+        """The whole state, for `restore`; only simulators can."""
+        raise CapabilityError(f"{type(self).__name__} can not be cloned: it is no simulator.")
+
+    def restore(self, snapshot: Any) -> None:
+        """Go back to a snapshot."""
+        raise CapabilityError(f"{type(self).__name__} can not be restored: it is no simulator.")
+
+
+def check_instruction(instruction: Instruction, capabilities: Capabilities, rows: int) -> None:
+    """Refuse an instruction outside the capabilities: verb, detector, control, rows, ranges, NaN.
+
+    Raises CapabilityError for what the instrument lacks and InstructionError for values it does not take.
+    """
+    name = verb(instruction)
+    if name not in capabilities.verbs:
+        raise CapabilityError(f"The instrument has no verb {name}; it has {', '.join(sorted(capabilities.verbs))}.")
+    _check_rows(instruction.rows, name, rows)
+    for part, known in (("detector", capabilities.detectors), ("channels", capabilities.detectors)):
+        asked = getattr(instruction, part, ())
+        for detector in (asked,) if isinstance(asked, str) else asked:
+            if detector not in known:
+                raise CapabilityError(f"The instrument has no detector {detector!r}; it has {sorted(known)}.")
+    limits = {key.partition(".")[2]: value for key, value in capabilities.limits.items() if key.startswith(f"{name}.")}
+    if name == "Set":
+        limits["value"] = _control_limits(instruction, capabilities)
+    if name == "Read":
+        _check_readable(instruction, capabilities)
+    _check_values(instruction, name, limits)
+
+
+def _check_rows(index: Tensor, name: str, rows: int) -> None:
+    if index.dtype != torch.int64 or index.dim() != 1:
+        raise InstructionError(f"{name}.rows must be int64 of shape (n,); given {index.dtype}, {tuple(index.shape)}.")
+    if len(index) and (int(index.min()) < 0 or int(index.max()) >= rows):
+        raise InstructionError(f"{name}.rows must lie in 0…{rows - 1}; given {index.tolist()[:8]}.")
+
+
+def _control_limits(instruction: Any, capabilities: Capabilities) -> Limits:
+    if instruction.name not in capabilities.settable:
+        known = ", ".join(sorted(capabilities.settable)) or "nothing"
+        raise CapabilityError(f"The control {instruction.name!r} is not allow-listed; settable: {known}.")
+    return capabilities.settable[instruction.name]
+
+
+def _check_readable(instruction: Any, capabilities: Capabilities) -> None:
+    known = capabilities.readable | capabilities.settable.keys()
+    if instruction.name not in known:
+        raise CapabilityError(f"The control {instruction.name!r} can not be read; readable: {sorted(known)}.")
+
+
+def _check_values(instruction: Instruction, name: str, limits: Mapping[str, Limits]) -> None:
+    n = len(instruction.rows)
+    for key, value in vars(instruction).items():
+        if key == "rows" or not isinstance(value, Tensor):
+            continue
+        if value.shape[:1] != (n,):
+            raise InstructionError(f"{name}.{key} must have {n} rows; given shape {tuple(value.shape)}.")
+        if n == 0 or value.dtype == torch.bool:
+            continue
+        low, high = (float(bound) for bound in value.aminmax())
+        allowed = limits.get(key, Limits(-float("inf"), float("inf")))
+        if not (allowed.low <= low and high <= allowed.high) or high - low == float("inf") or low != low:
+            raise InstructionError(
+                f"{name}.{key} must be finite and within [{allowed.low:g}, {allowed.high:g}]; "
+                f"given {low:g} to {high:g}."
+            )

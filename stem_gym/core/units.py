@@ -1,0 +1,29 @@
+"""Physical constants and the few conversions that cross a border (CODATA 2018; eV, Å, s, pA inside)."""
+
+from __future__ import annotations
+
+import math
+
+ELECTRONS_PER_PC = 1e-12 / 1.602176634e-19  # electrons in one picocoulomb: 1 pA for 1 s
+ELECTRON_REST_ENERGY_KEV = 510.99895
+HC_KEV_ANG = 12.398419843  # h c
+BOHR_RADIUS_ANG = 0.529177210903
+FINE_STRUCTURE = 7.2973525693e-3
+ANG_PER_M = 1e10
+ANG_PER_NM = 10.0
+ANG2_PER_BARN = 1e-8
+
+
+def electrons(current_pa: float, time_s: float) -> float:
+    """Electrons in a beam of `current_pa` during `time_s`; works on tensors as well."""
+    return current_pa * time_s * ELECTRONS_PER_PC
+
+
+def coulomb_per_m2(electrons_per_ang2: float) -> float:
+    """Areal dose in C/m² from e/Å² (1 e/Å² = 16.02 C/m²)."""
+    return electrons_per_ang2 * 1.602176634e-19 * ANG_PER_M**2
+
+
+def fwhm_from_sigma(sigma: float) -> float:
+    """Full width at half maximum of a Gaussian with standard deviation `sigma`."""
+    return 2.0 * math.sqrt(2.0 * math.log(2.0)) * sigma

@@ -1,0 +1,1 @@
+"""The loop that joins a task, an instrument and a budget, and its Gymnasium faces."""
