@@ -1,0 +1,146 @@
+"""Where the sample is: steady and wandering drift, random walk, settling of the stage; and where the scan thinks it is.
+
+The sample's velocity is an Ornstein and Uhlenbeck process (Phys. Rev. 36, 823, 1930) of a given rms speed and correlation time. It is advanced exactly over any time step, position and velocity
+together (Gillespie, Phys. Rev. E 54, 2084, 1996). A random walk (variance 2 D t on each axis) and the exponential creep
+after a stage move are added to the position.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+
+class NormalRows(Protocol):
+    """What the drift needs of `stem_gym.core.streams.Streams`."""
+
+    def normal(self, rows: Tensor, shape: tuple[int, ...] = ()) -> Tensor: ...
+
+
+class DriftModel(BaseModel):
+    """How a stage drifts, and how the scan is distorted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    speed_ang_per_s: float = Field(0.3, ge=0, le=100, description="root mean square drift speed")
+    correlation_s: float = Field(60.0, gt=0, description="time over which the velocity forgets itself")
+    diffusion_ang2_per_s: float = Field(0.0, ge=0, description="random walk; variance on each axis grows as 2 D t")
+    settling_fraction: float = Field(0.0, ge=0, le=1, description="part of a stage move that creeps in afterwards")
+    settling_s: float = Field(10.0, gt=0, description="time constant of the creep after a stage move")
+    scale_error: float = Field(0.0, ge=0, le=0.2, description="rms relative error of the scan's scale, on each axis")
+    shear_error: float = Field(0.0, ge=0, le=0.2, description="rms shear of the scan, x per y")
+
+
+@dataclass(frozen=True)
+class DriftState:
+    """Where B samples are and how they move; positions are the sample's displacement under the scan, in Ang."""
+
+    position_ang: Tensor  # (B, 2) without the creep
+    velocity_ang_per_s: Tensor  # (B, 2)
+    creep_ang: Tensor  # (B, 2) what is still to come of stage moves
+    distortion: Tensor  # (B, 2, 2) true scan displacement = distortion @ wanted
+
+    def rows(self, index: Tensor) -> DriftState:
+        """The states of the rows in `index` (n,)."""
+        return DriftState(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def with_rows(self, index: Tensor, other: DriftState) -> DriftState:
+        """A copy in which the rows in `index` (n,) are those of `other`."""
+        return DriftState(*(getattr(self, f.name).index_copy(0, index, getattr(other, f.name)) for f in fields(self)))
+
+    @property
+    def offset_ang(self) -> Tensor:
+        """(B, 2) displacement of the sample: a stage move arrives but for the creep that is still to come."""
+        return self.position_ang - self.creep_ang
+
+
+def start_drift(model: DriftModel, streams: NormalRows, rows: Tensor) -> DriftState:
+    """A fresh state for each of `rows` (n,): at the origin, with a velocity and a scan distortion drawn from the streams."""
+    draw = streams.normal(rows, (5,))
+    velocity = draw[:, :2] * (model.speed_ang_per_s / 2.0**0.5)
+    scale_x, scale_y = 1.0 + model.scale_error * draw[:, 2], 1.0 + model.scale_error * draw[:, 3]
+    upper = torch.stack((scale_x, model.shear_error * draw[:, 4]), dim=-1)
+    lower = torch.stack((torch.zeros_like(scale_y), scale_y), dim=-1)
+    zero = torch.zeros_like(velocity)
+    return DriftState(zero, velocity, zero.clone(), torch.stack((upper, lower), dim=-2))
+
+
+def move_stage(model: DriftModel, state: DriftState, step_ang: Tensor) -> DriftState:
+    """The state after a stage move (B, 2): all of it at once but for `settling_fraction`, which creeps in."""
+    return DriftState(
+        state.position_ang + step_ang,
+        state.velocity_ang_per_s,
+        state.creep_ang + model.settling_fraction * step_ang,
+        state.distortion,
+    )
+
+
+def advance(
+    model: DriftModel, state: DriftState, dt_s: Tensor, streams: NormalRows, rows: Tensor
+) -> tuple[Tensor, DriftState]:
+    """Displacements (B, J, 2) after each of J consecutive steps dt_s (B, J) >= 0, and the state after the last.
+
+    Exact for any step, so splitting a step changes no statistics; a step of zero changes nothing.
+    """
+    steps = dt_s.shape[1]
+    noise = streams.normal(rows, (steps, 3, 2))
+    tau = model.correlation_s
+    scaled = (dt_s / tau)[..., None]  # (B, J, 1)
+    gone = -torch.expm1(-scaled)
+    # Exact covariance of an integrated Ornstein-Uhlenbeck step, for a velocity of variance s2 on each axis.
+    velocity_variance = -torch.expm1(-2.0 * scaled)
+    path_variance = _path_variance(scaled)
+    covariance = gone * gone
+    to_path = covariance / torch.sqrt(velocity_variance.clamp(min=1e-30))
+    rest = (path_variance - to_path * to_path).clamp(min=0.0)
+    sigma = model.speed_ang_per_s / 2.0**0.5
+    kick = sigma * torch.sqrt(velocity_variance) * noise[:, :, 0]
+    wander = sigma * tau * (to_path * noise[:, :, 0] + torch.sqrt(rest) * noise[:, :, 1])
+    walk = (2.0 * model.diffusion_ang2_per_s * dt_s).sqrt()[..., None] * noise[:, :, 2]
+    elapsed = torch.cumsum(dt_s, dim=1)
+    velocity = _velocities(state.velocity_ang_per_s, elapsed / tau, kick)  # (B, J + 1, 2)
+    position = state.position_ang[:, None] + torch.cumsum(velocity[:, :-1] * gone * tau + wander + walk, dim=1)
+    creep = state.creep_ang[:, None] * torch.exp(-elapsed[..., None] / model.settling_s)
+    after = DriftState(position[:, -1], velocity[:, -1], creep[:, -1], state.distortion)
+    return position - creep, after
+
+
+def row_times_s(shape: tuple[int, int], dwell_s: Tensor, flyback_s: float) -> Tensor:
+    """Times (B, H) at which the middle of each scan row is recorded, from the start of a frame (H, W); dwell_s (B,)."""
+    height, width = shape
+    line = dwell_s * width + flyback_s
+    order = torch.arange(height, dtype=dwell_s.dtype, device=dwell_s.device)
+    return order * line[:, None] + 0.5 * width * dwell_s[:, None]
+
+
+def frame_time_s(shape: tuple[int, int], dwell_s: Tensor, flyback_s: float) -> Tensor:
+    """(B,) seconds that a frame (H, W) takes, the flyback after the last row included."""
+    return shape[0] * (shape[1] * dwell_s + flyback_s)
+
+
+def distort(state: DriftState, xy_ang: Tensor) -> Tensor:
+    """Where the probe truly goes, (B, N, 2), when the scan is told to go to `xy_ang` (B, N, 2) from its centre."""
+    return xy_ang @ state.distortion.transpose(1, 2)
+
+
+def _path_variance(scaled: Tensor) -> Tensor:
+    """2 x - 3 + 4 exp(-x) - exp(-2x): variance of the path in units of (sigma tau)^2, after x correlation times."""
+    exact = 2.0 * scaled + 4.0 * torch.expm1(-scaled) - torch.expm1(-2.0 * scaled)
+    # The terms cancel to third order, which float32 can not carry below x of about 0.1.
+    series = scaled**3 * (2.0 / 3.0 - 0.5 * scaled + (7.0 / 30.0) * scaled**2 - scaled**3 / 12.0)
+    return torch.where(scaled < 0.1, series, exact)
+
+
+def _velocities(start: Tensor, elapsed: Tensor, kick: Tensor) -> Tensor:
+    """Velocities (B, J + 1, 2) before, between and after steps that end at `elapsed` (B, J) correlation times.
+
+    Each kick (B, J, 2) decays from the end of its step: a triangular product instead of a loop over the steps.
+    """
+    age = elapsed[:, :, None] - elapsed[:, None, :]  # (B, J, J), of kick i at the end of step j
+    decay = torch.tril(torch.exp(-age.clamp(min=0.0)))
+    later = start[:, None] * torch.exp(-elapsed)[..., None] + torch.bmm(decay, kick)
+    return torch.cat((start[:, None], later), dim=1)
