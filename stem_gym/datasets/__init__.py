@@ -1,0 +1,1 @@
+"""Measured and computed data by name, with checksum and licence."""
