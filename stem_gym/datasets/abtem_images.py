@@ -1,7 +1,7 @@
 """Make the abTEM reference set of HAADF pictures: python -m stem_gym.datasets.abtem_images --out DIR
 
 Each file is one specimen at one energy: abTEM's frozen-phonon potentials, every beam of the aperture sent through them (see
-`scattering`), and from the result the expected collected fraction under many settings of the optics, as Fourier coefficients.
+`scattering_matrix`), and from the result the expected collected fraction under many settings of the optics, as Fourier coefficients.
 Source size and focal spread are left out: they are linear and follow exactly. Two sums over the two halves of the phonon
 configurations are kept apart, so that the reference's own noise can be measured.
 
@@ -26,7 +26,7 @@ from scipy.fft import next_fast_len
 
 from stem_gym.core.errors import RecordError, missing_extra
 from stem_gym.datasets.reference_specimens import HELD_OUT, ReferenceSpecimen, held_out_specimen, training_specimen
-from stem_gym.datasets.scattering import (
+from stem_gym.datasets.scattering_matrix import (
     Aberrations,
     Beams,
     DetectorAnnulus,
