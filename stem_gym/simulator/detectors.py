@@ -40,7 +40,7 @@ class DetectorModel(BaseModel):
 
 
 def expected_electrons(fraction: Tensor, current_pa: Tensor, dwell_s: Tensor, detector: DetectorModel) -> Tensor:
-    """Expected electrons on the detector: (B, …) from collected fraction (B, …), beam current (B,) and time (B,) per reading."""
+    """Expected electrons on the detector (B, …): collected fraction (B, …), current (B,) and time (B,) per reading."""
     shape = (-1,) + (1,) * (fraction.ndim - 1)
     dwell = dwell_s.reshape(shape)
     return fraction.clamp(min=0.0) * (current_pa.reshape(shape) * dwell * ELECTRONS_PER_PC) + (
@@ -51,7 +51,7 @@ def expected_electrons(fraction: Tensor, current_pa: Tensor, dwell_s: Tensor, de
 def detect(expected: Tensor, streams: CountingRows, rows: Tensor, detector: DetectorModel) -> Tensor:
     """Recorded counts (n, …) for expected electrons (n, …) of `rows` (n,); not differentiable.
 
-    Poisson arrival, then gain, offset and read noise, then rounding and saturation: counts are whole and in [0, saturation].
+    Poisson arrival, then gain, offset and read noise, then rounding and saturation: whole counts in [0, saturation].
     """
     counts = streams.poisson(rows, expected) * detector.gain + detector.offset
     if detector.read_noise > 0.0:

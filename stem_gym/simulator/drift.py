@@ -1,8 +1,8 @@
 """Where the sample is: steady and wandering drift, random walk, settling of the stage; and where the scan thinks it is.
 
-The sample's velocity is an Ornstein and Uhlenbeck process (Phys. Rev. 36, 823, 1930) of a given rms speed and correlation time. It is advanced exactly over any time step, position and velocity
-together (Gillespie, Phys. Rev. E 54, 2084, 1996). A random walk (variance 2 D t on each axis) and the exponential creep
-after a stage move are added to the position.
+The sample's velocity is an Ornstein and Uhlenbeck process (Phys. Rev. 36, 823, 1930) of a given rms speed and
+correlation time. It is advanced exactly over any time step, position and velocity together (Gillespie, Phys. Rev. E 54,
+2084, 1996). A random walk (variance 2 D t on each axis) and the exponential creep after a stage move are added.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class DriftState:
 
 
 def start_drift(model: DriftModel, streams: NormalRows, rows: Tensor) -> DriftState:
-    """A fresh state for each of `rows` (n,): at the origin, with a velocity and a scan distortion drawn from the streams."""
+    """A fresh state for each of `rows` (n,): at the origin, with a random velocity and scan distortion."""
     draw = streams.normal(rows, (5,))
     velocity = draw[:, :2] * (model.speed_ang_per_s / 2.0**0.5)
     scale_x, scale_y = 1.0 + model.scale_error * draw[:, 2], 1.0 + model.scale_error * draw[:, 3]

@@ -1,8 +1,8 @@
 """Expected HAADF images of a periodic specimen as finite Fourier series.
 
-An incoherent image is the sum over atoms of a cross section times the probe's current density at the atom. On a periodic
-cell it is a Fourier series whose coefficients are the specimen's structure coefficients times the probe's transfer function.
-The band limit 2 alpha / lambda makes the series finite, so nothing is interpolated and positions need no grid:
+An incoherent image is the sum over atoms of a cross section times the probe's current density at the atom. On a
+periodic cell it is a Fourier series whose coefficients are the specimen's structure coefficients times the probe's
+transfer function. The band limit 2 alpha / lambda makes the series finite, so nothing is interpolated:
 
     fraction(x, y) = sum_h F[hy, hx] exp(2 pi i (hx x / Lx + hy y / Ly)),   F = S T,
     S[hy, hx] = 1 / (Lx Ly) sum_atoms sigma exp(-2 pi^2 u^2 k^2) exp(-2 pi i (hx x_a / Lx + hy y_a / Ly)).
@@ -13,40 +13,13 @@ The image is real, so only hx >= 0 is kept; hy runs from -(Ny - 1)/2 to (Ny - 1)
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from stem_gym.core.errors import ConfigError
+from stem_gym.simulator.harmonics import Harmonics, harmonic_table, in_blocks, padded_orders
 from stem_gym.simulator.scattering import haadf_cross_section_ang2
 from stem_gym.simulator.specimens import Specimen
-
-
-@dataclass(frozen=True)
-class Harmonics:
-    """How many Fourier coefficients an image keeps: hx = 0 .. nx - 1 and hy = -(ny - 1)/2 .. (ny - 1)/2."""
-
-    nx: int
-    ny: int
-
-    @classmethod
-    def within(cls, cell_ang: tuple[float, float], cutoff_per_ang: float) -> Harmonics:
-        """The harmonics of a cell (Lx, Ly) up to a spatial frequency; use the largest cell and cutoff of a batch."""
-        if min(*cell_ang, cutoff_per_ang) <= 0.0:
-            raise ConfigError(f"Cell and cutoff must be positive; given {cell_ang} Ang and {cutoff_per_ang} /Ang.")
-        return cls(nx=int(cell_ang[0] * cutoff_per_ang) + 1, ny=2 * int(cell_ang[1] * cutoff_per_ang) + 1)
-
-    def orders(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """hx (nx,) and hy (ny,) with the dtype and device of `like`."""
-        half = (self.ny - 1) // 2
-        x = torch.arange(self.nx, dtype=like.dtype, device=like.device)
-        return x, torch.arange(-half, half + 1, dtype=like.dtype, device=like.device)
-
-    def frequencies(self, cell_ang: Tensor) -> tuple[Tensor, Tensor]:
-        """kx (B, nx) and ky (B, ny) in 1/Ang for cells (B, 2)."""
-        x, y = self.orders(cell_ang)
-        return x / cell_ang[:, :1], y / cell_ang[:, 1:]
 
 
 def atom_weights_ang2(specimen: Specimen, energy_kev: Tensor, inner_mrad: float, outer_mrad: float) -> Tensor:
@@ -58,25 +31,32 @@ def atom_weights_ang2(specimen: Specimen, energy_kev: Tensor, inner_mrad: float,
 def scatterer_coefficients(
     cell_ang: Tensor, xy_ang: Tensor, weight_ang2: Tensor, sigma_ang: Tensor, harmonics: Harmonics
 ) -> Tensor:
-    """Fourier coefficients in 1/Ang^2 x Ang^2 of Gaussian scatterers: (B, Ny, Nx) complex.
+    """Fourier coefficients, without unit, of Gaussian scatterers: (B, Ny, Nx) complex.
 
-    `cell_ang` (B, 2), `xy_ang` (B, K, 2), `weight_ang2` and `sigma_ang` (rms per axis) (B, K). A sum of separable Gaussians is
-    one matrix product. Linear in the weight: an atom that moves is a scatterer of weight -w at the old place and +w at the new.
+    `cell_ang` (B, 2), `xy_ang` (B, K, 2), `weight_ang2` and `sigma_ang` (rms per axis) (B, K). A sum of separable
+    Gaussians is one matrix product. Linear in the weight: an atom that moves is a scatterer of weight -w at the old
+    place and +w at the new.
     """
-    kx, ky = harmonics.frequencies(cell_ang)
-    half = (harmonics.ny - 1) // 2
-    ky = ky[:, half:]  # hy >= 0; the other half follows from cos and sin
+    return in_blocks(lambda *part: _scatterers(*part, harmonics=harmonics), cell_ang, xy_ang, weight_ang2, sigma_ang)
+
+
+def _scatterers(
+    cell_ang: Tensor, xy_ang: Tensor, weight_ang2: Tensor, sigma_ang: Tensor, harmonics: Harmonics
+) -> Tensor:
+    half, nx, atoms = (harmonics.ny - 1) // 2, harmonics.nx, xy_ang.shape[1]
+    orders = torch.arange(max(nx, half + 1), dtype=cell_ang.dtype, device=cell_ang.device)
+    turns = (xy_ang / cell_ang[:, None, :]).transpose(1, 2)  # (B, 2, K)
+    table = harmonic_table(turns.reshape(-1, 2 * atoms), len(orders))
+    n = table.shape[1] // 2
+    table = table.reshape(-1, 2, n, 2, atoms)  # (B, cos and sin, order, x and y, K)
+    frequency = orders[:, None] / cell_ang[:, None, :]  # (B, order, 2)
     damping = (-2.0 * math.pi**2) * sigma_ang * sigma_ang
-    scale = weight_ang2 / (cell_ang[:, :1] * cell_ang[:, 1:])
-    x_factor = torch.exp(damping[..., None] * (kx * kx)[:, None, :]) * scale[..., None]  # (B, K, Nx)
-    y_factor = torch.exp(damping[..., None] * (ky * ky)[:, None, :])  # (B, K, Hy + 1)
-    x_phase = (2.0 * math.pi) * xy_ang[..., :1] * kx[:, None, :]
-    y_phase = (2.0 * math.pi) * xy_ang[..., 1:] * ky[:, None, :]
-    x_basis = torch.cat((x_factor * torch.cos(x_phase), x_factor * torch.sin(x_phase)), dim=-1)
-    y_basis = torch.cat((y_factor * torch.cos(y_phase), y_factor * torch.sin(y_phase)), dim=-1)
-    product = torch.bmm(y_basis.transpose(1, 2), x_basis)  # (B, 2 (Hy + 1), 2 Nx)
+    factor = torch.exp((frequency * frequency)[..., None] * damping[:, None, None, :])[:, None]  # (B, 1, order, 2, K)
+    scale = (weight_ang2 / (cell_ang[:, :1] * cell_ang[:, 1:]))[:, None, None, :]
+    x_basis = (table[:, :, :nx, 0] * factor[:, :, :nx, 0] * scale).reshape(-1, 2 * nx, atoms)
+    y_basis = (table[:, :, : half + 1, 1] * factor[:, :, : half + 1, 1]).reshape(-1, 2 * (half + 1), atoms)
+    product = torch.bmm(y_basis, x_basis.transpose(1, 2))  # (B, 2 (Hy + 1), 2 Nx)
     cosines, sines = product[:, : half + 1], product[:, half + 1 :]
-    nx = harmonics.nx
     positive = torch.complex(cosines[..., :nx] - sines[..., nx:], -(cosines[..., nx:] + sines[..., :nx]))
     negative = torch.complex(cosines[..., :nx] + sines[..., nx:], sines[..., :nx] - cosines[..., nx:])
     return torch.cat((negative[:, 1:].flip(1), positive), dim=1)
@@ -99,7 +79,7 @@ def structure_change(
 ) -> Tensor:
     """What to add to structure coefficients when scatterers go and come: (B, Ny, Nx) complex.
 
-    `removed` and `added` are (xy_ang (B, J, 2), weight_ang2 (B, J), sigma_ang (B, J)); a weight of zero changes nothing.
+    `removed` and `added` are (xy_ang (B, J, 2), weight_ang2 (B, J), sigma_ang (B, J)); weight 0 changes nothing.
     """
     xy, weight, sigma = (torch.cat(pair, dim=1) for pair in zip(removed, added, strict=True))
     gone = removed[1].shape[1]
@@ -113,39 +93,61 @@ def image_coefficients(structure: Tensor, transfer: Tensor) -> Tensor:
     return structure * transfer
 
 
+def real_series(coefficients: Tensor) -> Tensor:
+    """The series (B, Ny, Nx) complex over cosines and sines along y: (B, 2 N, 2 N) real, ready to be scanned.
+
+    Rows: cosines, then sines, of the N orders along y; columns: real, then negated imaginary parts along x; both padded to
+    the N that `harmonic_table` makes. The product along y is then real, half the work of the complex one. Scans take
+    either form; whoever scans an unchanged specimen many times converts once.
+    """
+    half, nx = (coefficients.shape[1] - 1) // 2, coefficients.shape[2]
+    size = padded_orders(max(half + 1, nx))
+    parts = torch.view_as_real(coefficients)
+    # Both signs of hx count, and those of hy are folded onto one: hx = 0 and hy = 0 occur once.
+    fold = torch.full((half + 1, nx, 1), 2.0, dtype=parts.dtype, device=parts.device)
+    fold[:, 0] *= 0.5
+    fold[0] *= 0.5
+    positive, negative = parts[:, half:] * fold, parts[:, : half + 1].flip(1) * fold
+    even, odd = positive + negative, positive - negative
+    cosines = torch.stack((even[..., 0], -even[..., 1]), dim=2)  # (B, Hy + 1, 2, Nx)
+    sines = torch.stack((-odd[..., 1], -odd[..., 0]), dim=2)
+    series = torch.stack((cosines, sines), dim=1)
+    series = torch.nn.functional.pad(series, (0, size - nx, 0, 0, 0, size - half - 1))
+    return series.reshape(-1, 2 * size, 2 * size)
+
+
 def scan_image(
     coefficients: Tensor, cell_ang: Tensor, x_ang: Tensor, y_ang: Tensor, row_offset_ang: Tensor | None = None
 ) -> Tensor:
     """Expected collected fraction on a raster: (B, H, W).
 
-    `coefficients` (B, Ny, Nx), `cell_ang` (B, 2), columns `x_ang` (B, W), scan rows `y_ang` (B, H). `row_offset_ang` (B, H, 2)
-    is added to the probe's place in the specimen's frame for each scan row, and is exact, not interpolated.
+    `coefficients` (B, Ny, Nx) complex or their `real_series`, `cell_ang` (B, 2), columns `x_ang` (B, W), scan rows `y_ang`
+    (B, H). `row_offset_ang` (B, H, 2) is added to the probe's place on the specimen for each scan row, and is exact, not
+    interpolated.
     """
-    if row_offset_ang is not None:
-        y_ang = y_ang + row_offset_ang[..., 1]
-    amplitude = _rows_of_series(coefficients, cell_ang, y_ang)  # (B, H, 2 Nx): real parts, then imaginary
-    nx = coefficients.shape[-1]
-    if row_offset_ang is not None:
-        shift = _powers(row_offset_ang[..., 0] / cell_ang[:, :1], nx)  # (B, H, 2 Nx)
-        cosine, sine = shift[..., :nx], shift[..., nx:]
-        real, imaginary = amplitude[..., :nx], amplitude[..., nx:]
-        amplitude = torch.cat((real * cosine - imaginary * sine, real * sine + imaginary * cosine), dim=-1)
-    return torch.bmm(amplitude, _columns_of_series(x_ang / cell_ang[:, :1], nx).transpose(1, 2))
+    series = real_series(coefficients) if coefficients.is_complex() else coefficients
+    if row_offset_ang is None:
+        return in_blocks(_still_scan, series, x_ang / cell_ang[:, :1], y_ang / cell_ang[:, 1:])
+    y_ang = y_ang + row_offset_ang[..., 1]
+    shift = row_offset_ang[..., 0] / cell_ang[:, :1]
+    return in_blocks(_shifted_scan, series, x_ang / cell_ang[:, :1], y_ang / cell_ang[:, 1:], shift)
 
 
 def probe_signal(coefficients: Tensor, cell_ang: Tensor, xy_ang: Tensor) -> Tensor:
-    """Expected collected fraction at single probe places (B, J, 2): (B, J)."""
-    amplitude = _rows_of_series(coefficients, cell_ang, xy_ang[..., 1])
-    columns = _columns_of_series(xy_ang[..., 0] / cell_ang[:, :1], coefficients.shape[-1])
-    return (amplitude * columns).sum(-1)
+    """Expected collected fraction at single probe places (B, J, 2): (B, J); coefficients as in `scan_image`."""
+    series = real_series(coefficients) if coefficients.is_complex() else coefficients
+    return in_blocks(_points, series, xy_ang[..., 0] / cell_ang[:, :1], xy_ang[..., 1] / cell_ang[:, 1:])
 
 
 def image_grid(coefficients: Tensor, ny: int, nx: int) -> Tensor:
-    """The periodic image on ny x nx points, point (0, 0) at the cell's origin: (B, ny, nx). Raises ConfigError below Nyquist."""
+    """The periodic image on ny x nx points, point (0, 0) at the cell's origin: (B, ny, nx).
+
+    Raises ConfigError for a grid too coarse for the coefficients.
+    """
     half, columns = (coefficients.shape[1] - 1) // 2, coefficients.shape[2]
     if ny < 2 * half + 1 or nx < 2 * columns - 1:
         raise ConfigError(
-            f"A grid for these coefficients needs at least {2 * half + 1} x {2 * columns - 1} points; given {ny} x {nx}."
+            f"These coefficients need a grid of at least {2 * half + 1} x {2 * columns - 1}; given {ny} x {nx}."
         )
     spectrum = coefficients.new_zeros((coefficients.shape[0], ny, nx // 2 + 1))
     spectrum[:, : half + 1, :columns] = coefficients[:, half:]
@@ -155,7 +157,10 @@ def image_grid(coefficients: Tensor, ny: int, nx: int) -> Tensor:
 
 
 def grid_coefficients(image: Tensor, harmonics: Harmonics) -> Tensor:
-    """The coefficients (B, Ny, Nx) of a periodic image (B, ny, nx): inverse of `image_grid`. Raises ConfigError below Nyquist."""
+    """The coefficients (B, Ny, Nx) of a periodic image (B, ny, nx): inverse of `image_grid`.
+
+    Raises ConfigError for a grid too coarse for the harmonics.
+    """
     ny, nx = image.shape[-2:]
     half = (harmonics.ny - 1) // 2
     if ny < harmonics.ny or nx < 2 * harmonics.nx - 1:
@@ -166,34 +171,34 @@ def grid_coefficients(image: Tensor, harmonics: Harmonics) -> Tensor:
     return torch.cat((spectrum[:, ny - half :], spectrum[:, : half + 1]), dim=1)
 
 
-def _rows_of_series(coefficients: Tensor, cell_ang: Tensor, y_ang: Tensor) -> Tensor:
-    """The series summed over hy at y (B, H): (B, H, 2 Nx), real parts then imaginary; hx > 0 counted twice.
-
-    With cos and sin as the basis along y the product is real: half the work of the complex one.
-    """
-    half = (coefficients.shape[1] - 1) // 2
-    parts = torch.view_as_real(coefficients)  # (B, Ny, Nx, 2)
-    positive, negative = parts[:, half:], parts[:, : half + 1].flip(1)
-    even, odd = positive + negative, positive - negative
-    # The column of hy = 0 was added to itself.
-    even = torch.cat((even[:, :1] * 0.5, even[:, 1:]), dim=1)
-    cosines = torch.cat((even[..., 0], even[..., 1]), dim=-1)  # (B, Hy + 1, 2 Nx)
-    sines = torch.cat((-odd[:, 1:, :, 1], odd[:, 1:, :, 0]), dim=-1)  # i (a + ib) = -b + ia
-    y_basis = _powers(y_ang / cell_ang[:, 1:], half + 1)  # (B, H, 2 (Hy + 1))
-    basis = torch.cat((y_basis[..., : half + 1], y_basis[..., half + 2 :]), dim=-1)
-    return torch.bmm(basis, torch.cat((cosines, sines), dim=1))
+def _still_scan(series: Tensor, x_turns: Tensor, y_turns: Tensor) -> Tensor:
+    """`scan_image` without row offsets; places in parts of the cell, (B, W) and (B, H)."""
+    table = harmonic_table(torch.cat((y_turns, x_turns), dim=1), series.shape[1] // 2)
+    rows = y_turns.shape[1]
+    amplitude = torch.bmm(series.transpose(1, 2), table[:, :, :rows])  # (B, 2 N, H)
+    return torch.bmm(amplitude.transpose(1, 2), table[:, :, rows:])
 
 
-def _columns_of_series(turns: Tensor, count: int) -> Tensor:
-    """What the amplitudes of `_rows_of_series` are multiplied with along x, at x / Lx (B, W): (B, W, 2 Nx)."""
-    basis = 2.0 * _powers(turns, count)
-    cosine, sine = basis[..., :count], basis[..., count:]
-    first = torch.ones_like(cosine[..., :1])
-    return torch.cat((first, cosine[..., 1:], -sine), dim=-1)
+def _shifted_scan(series: Tensor, x_turns: Tensor, y_turns: Tensor, shift_turns: Tensor) -> Tensor:
+    """`scan_image` with the offset along x of each row, (B, H) in parts of the cell: a phase on its amplitudes."""
+    rows, size = y_turns.shape[1], series.shape[1] // 2
+    table = harmonic_table(torch.cat((y_turns, shift_turns, x_turns), dim=1), size)
+    amplitude = torch.bmm(series.transpose(1, 2), table[:, :, :rows])  # (B, 2 N, H)
+    real, imaginary = amplitude[:, :size], amplitude[:, size:]
+    cosine, sine = table[:, :size, rows : 2 * rows], table[:, size:, rows : 2 * rows]
+    shifted = torch.cat(
+        (
+            torch.addcmul(real * cosine, imaginary, sine),
+            torch.addcmul(imaginary * cosine, real, sine, value=-1.0),
+        ),
+        dim=1,
+    )
+    return torch.bmm(shifted.transpose(1, 2), table[:, :, 2 * rows :])
 
 
-def _powers(turns: Tensor, count: int) -> Tensor:
-    """cos and sin of 2 pi h t for h = 0 .. count - 1 at t (B, P): (B, P, 2 count), cosines first."""
-    orders = torch.arange(count, dtype=turns.dtype, device=turns.device)
-    phase = (2.0 * math.pi) * (turns - torch.round(turns.detach()))[..., None] * orders
-    return torch.cat((torch.cos(phase), torch.sin(phase)), dim=-1)
+def _points(series: Tensor, x_turns: Tensor, y_turns: Tensor) -> Tensor:
+    """`probe_signal` with places in parts of the cell, (B, J)."""
+    places = x_turns.shape[1]
+    table = harmonic_table(torch.cat((y_turns, x_turns), dim=1), series.shape[1] // 2)
+    amplitude = torch.bmm(series.transpose(1, 2), table[:, :, :places])  # (B, 2 N, J)
+    return (amplitude * table[:, :, places:]).sum(1)

@@ -1,7 +1,7 @@
 """Rotated commensurate supercells of flat lattices, found once with numpy.
 
-A supercell is spanned by two lattice vectors that are nearly perpendicular and nearly of the wanted lengths; a small strain
-makes it exactly rectangular. The set of such supercells samples the orientations of the lattice.
+A supercell is spanned by two lattice vectors that are nearly perpendicular and nearly of the wanted lengths; a small
+strain makes it exactly rectangular. The set of such supercells samples the orientations of the lattice.
 """
 
 from __future__ import annotations
@@ -39,6 +39,12 @@ class Templates:
     neighbours: np.ndarray  # (T, K, 3) index of bonded atoms; an atom's own index where it has fewer
     angle_rad: np.ndarray  # (T,) orientation of the first lattice vector
 
+    @property
+    def largest_cell_ang(self) -> tuple[float, float]:
+        """The longest sides (x, y) among the supercells."""
+        x, y = self.cell_ang.max(axis=0)
+        return float(x), float(y)
+
 
 def graphene_lattice(lattice_constant_ang: float = 2.46) -> FlatLattice:
     """Graphene: a = 2.46 Ang, bond 1.42 Ang (Castro Neto et al., Rev. Mod. Phys. 81, 109, 2009)."""
@@ -46,8 +52,20 @@ def graphene_lattice(lattice_constant_ang: float = 2.46) -> FlatLattice:
 
 
 def mos2_lattice(lattice_constant_ang: float = 3.16) -> FlatLattice:
-    """2H MoS2 seen along c: a = 3.16 Ang (Dickinson and Pauling, J. Am. Chem. Soc. 45, 1466, 1923); two S per column."""
+    """2H MoS2 seen along c: a = 3.16 Ang (Dickinson and Pauling, J. Am. Chem. Soc. 45, 1466, 1923); two S a column."""
     return _honeycomb(lattice_constant_ang, (42,), (16, 16))
+
+
+@lru_cache(maxsize=16)
+def cubic_points(radius: float) -> np.ndarray:
+    """Face-centred cubic points (n, 3), in lattice constants, that a sphere of this radius may hold wherever it is."""
+    reach = int(radius + 2.0)
+    corners = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 3, indexing="ij"), axis=-1).reshape(-1, 1, 3)
+    basis = np.array([[0.0, 0.0, 0.0], [0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]])
+    points = (corners + basis).reshape(-1, 3)
+    # The particle's centre is drawn anywhere in one cell, [0, 1) on each axis.
+    nearest = np.clip(-points, 0.0, 1.0)
+    return points[np.linalg.norm(points + nearest, axis=1) <= radius]
 
 
 def _honeycomb(a: float, first: tuple[int, ...], second: tuple[int, ...]) -> FlatLattice:

@@ -4,10 +4,10 @@ A probe formed by an aperture A(k) with the even aberration function chi(k) has 
 
     T(q) = integral A(k + q/2) A(k - q/2) cos(chi(k + q/2) - chi(k - q/2)) dk / integral A(k)^2 dk,
 
-with chi(k) = (2 pi / lambda) [ (-defocus + astigmatism cos 2(phi - angle)) alpha^2 / 2 + C3 alpha^4 / 4 ], alpha = lambda k
-(Kirkland, "Advanced Computing in Electron Microscopy", 3rd ed. 2020, ch. 2 and 5). The sign of the defocus is abTEM's:
-defocus = -C10, so a positive defocus (underfocus) balances a positive C3. A Gaussian spread of the focus only damps the
-integrand, exp(-(pi lambda focal_spread)^2 2 (k . q)^2), and is exact; a Gaussian source multiplies T.
+with chi(k) = (2 pi / lambda) [ (-defocus + astigmatism cos 2(phi - angle)) alpha^2 / 2 + C3 alpha^4 / 4 ] and
+alpha = lambda k (Kirkland, "Advanced Computing in Electron Microscopy", 3rd ed. 2020, ch. 2 and 5). The sign of the
+defocus is abTEM's: defocus = -C10, so a positive defocus (underfocus) balances a positive C3. A Gaussian spread of the
+focus only damps the integrand, by exp(-2 (pi lambda focal_spread k . q)^2), and is exact; a Gaussian source multiplies T.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Optics:
         dtype: torch.dtype = torch.float32,
         **settings: float | Tensor,
     ) -> Optics:
-        """Optics of `batch` rows from plain numbers or (B,) tensors; what is not given is an ideal, corrected 60 keV probe.
+        """Optics of `batch` rows from numbers or (B,) tensors; what is not given is an ideal, corrected 60 keV probe.
 
         Raises ConfigError for a setting that does not exist.
         """
@@ -93,7 +93,7 @@ IDEAL_PROBE: dict[str, float] = {
 
 
 def transfer_function(optics: Optics, kx_per_ang: Tensor, ky_per_ang: Tensor) -> Tensor:
-    """Fourier transform of the probe intensity per unit current at kx (B, Nx), ky (B, Ny): (B, Ny, Nx), real, 1 at k = 0.
+    """Fourier transform of the probe intensity per unit current: (B, Ny, Nx), real, 1 at k = 0; kx (B, Nx), ky (B, Ny).
 
     Contains aperture, defocus, astigmatism, C3, focal spread and source size. The aberration part is tabulated by exact
     quadrature on Chebyshev nodes and interpolated, which costs a tenth of a quadrature at every frequency.
@@ -120,9 +120,9 @@ def transfer_function(optics: Optics, kx_per_ang: Tensor, ky_per_ang: Tensor) ->
 def transfer_by_quadrature(optics: Optics, frequency_per_ang: Tensor, angle_rad: Tensor) -> Tensor:
     """The aberration part of the transfer function at polar frequencies (B, P): (B, P), by direct quadrature.
 
-    Exact and slow; `transfer_function` interpolates it. Without source size. With u along q and v across it, the phase is
-    2 pi lambda q [(-defocus + C12 cos 2d) u - C12 sin 2d v] + pi C3 lambda^3 q u (2 u^2 + 2 v^2 + q^2 / 2), d the angle from
-    the astigmatism's azimuth to q. The four quadrants of the overlap of the two discs are folded onto one.
+    Exact and slow; `transfer_function` interpolates it. Without source size. With u along q and v across it, the
+    phase is 2 pi lambda q [(-defocus + C12 cos 2d) u - C12 sin 2d v] + pi C3 lambda^3 q u (2 u^2 + 2 v^2 + q^2 / 2), d the
+    angle from the astigmatism's azimuth to q. The four quadrants of the overlap of the two discs are folded onto one.
     """
     turn = 2.0 * (angle_rad - optics.astigmatism_angle_rad[:, None])
     return _overlap(optics, frequency_per_ang, torch.cos(turn), torch.sin(turn))
@@ -186,8 +186,8 @@ def _overlap(optics: Optics, q: Tensor, cos_turn: Tensor, sin_turn: Tensor) -> T
     radius = 0.5 * optics.band_limit_per_ang[:, None]
     inside = (q < 2.0 * radius).to(q.dtype)
     half = (radius - 0.5 * q).clamp(min=0.0) + 1e-9 * radius  # (B, P) half length of the overlap along q
-    (t, wt), (s, ws) = _gauss_legendre(_NODES_ALONG), _gauss_legendre(_NODES_ACROSS)
-    t, wt, s, ws = (torch.as_tensor(a, dtype=q.dtype, device=q.device) for a in (t, wt, s, ws))
+    quadrature = (*_gauss_legendre(_NODES_ALONG), *_gauss_legendre(_NODES_ACROSS))
+    t, wt, s, ws = (torch.as_tensor(a, dtype=q.dtype, device=q.device) for a in quadrature)
     u = half[..., None] * (1.0 - t * t)  # (B, P, Nu); the square removes the root singularity at the tip of the lens
     height = torch.sqrt(half[..., None] * (u + radius[..., None] + 0.5 * q[..., None])) * t  # (B, P, Nu)
     measure = half[..., None] * 2.0 * t * wt * height

@@ -19,8 +19,8 @@ def choose_sites(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Up to `slots` allowed sites in the order of random keys, each at least `separation_ang` from those before.
 
-    `keys` and `allowed` (B, K), `xy_ang` (B, K, 2), `count` (B,) sites wanted. Returns the sites (B, slots), whether each was
-    found (B, slots), and what is still allowed (B, K).
+    `keys` and `allowed` (B, K), `xy_ang` (B, K, 2), `count` (B,) sites wanted. Returns the sites (B, slots), whether
+    each was found (B, slots), and what is still allowed (B, K).
     """
     sites, found = [], []
     for slot in range(slots):
@@ -52,7 +52,7 @@ def bonds_left(present: Tensor, neighbours: Tensor) -> Tensor:
 
 
 def trench(xy_ang: Tensor, cell_ang: Tensor, uniform: Tensor, width_fraction: tuple[float, float]) -> Tensor:
-    """Which atoms (B, K) lie in a wavy trench along x or y; uniforms (B, 5) choose axis, place, width, wave and its phase.
+    """Which atoms (B, K) lie in a wavy trench along x or y; uniforms (B, 5) for axis, place, width, wave and phase.
 
     The trench is periodic, so what is left is a ribbon with two rough edges.
     """
@@ -65,3 +65,19 @@ def trench(xy_ang: Tensor, cell_ang: Tensor, uniform: Tensor, width_fraction: tu
     wave = 0.04 * torch.sin(2.0 * math.pi * (cycles * swapped[..., 0] + uniform[:, 4:5]))
     across = swapped[..., 1] - uniform[:, 1:2] + wave
     return (across - torch.round(across)).abs() < 0.5 * width
+
+
+def random_rotation(uniform: Tensor) -> Tensor:
+    """Rotations (B, 3, 3), uniform over all orientations, from uniforms (B, 3) in (0, 1).
+
+    Shoemake's subgroup algorithm (Graphics Gems III, 1992, p. 124).
+    """
+    a, b = torch.sqrt(1.0 - uniform[:, 0]), torch.sqrt(uniform[:, 0])
+    first, second = 2.0 * math.pi * uniform[:, 1], 2.0 * math.pi * uniform[:, 2]
+    x, y, z, w = a * torch.sin(first), a * torch.cos(first), b * torch.sin(second), b * torch.cos(second)
+    rows = (
+        torch.stack((1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)), dim=-1),
+        torch.stack((2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)), dim=-1),
+        torch.stack((2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)), dim=-1),
+    )
+    return torch.stack(rows, dim=-2)

@@ -10,8 +10,8 @@ from torch import Tensor
 from stem_gym.core.units import BOHR_RADIUS_ANG, ELECTRON_REST_ENERGY_KEV
 from stem_gym.simulator.optics import electron_wavelength_ang
 
-# Moliere's fit of the Thomas-Fermi screening function by three exponentials: weights and inverse lengths in units of the
-# Thomas-Fermi radius (Moliere, Z. Naturforsch. 2a, 133, 1947).
+# Moliere's fit of the Thomas-Fermi screening function by three exponentials: weights and inverse lengths in units of
+# the Thomas-Fermi radius (Moliere, Z. Naturforsch. 2a, 133, 1947).
 _MOLIERE_WEIGHTS = (0.10, 0.55, 0.35)
 _MOLIERE_DECAYS = (6.0, 1.2, 0.3)
 _THOMAS_FERMI = 0.88534  # radius = 0.88534 a0 Z^(-1/3)

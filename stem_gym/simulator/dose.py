@@ -1,0 +1,85 @@
+"""Where the electrons went: a dose map on the specimen's periodic cell, and the dose at single atoms."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def frame_map(electrons: Tensor, x_ang: Tensor, y_ang: Tensor, cell_ang: Tensor, bins: int) -> Tensor:
+    """Electrons (n,) of a raster with columns x (n, W) and rows y (n, H), in bins of the cell: (n, bins, bins) [e/Å²].
+
+    Each place is shared between its two nearest bins on either axis, so that the sum is the ledger's.
+    """
+    x = _histogram(x_ang / cell_ang[:, :1], bins)
+    y = _histogram(y_ang / cell_ang[:, 1:], bins)
+    return _per_area(electrons, cell_ang, bins) * y.unsqueeze(2) * x.unsqueeze(1)
+
+
+def point_map(electrons: Tensor, xy_ang: Tensor, cell_ang: Tensor, bins: int) -> Tensor:
+    """Electrons (n,) shared evenly by the places (n, J, 2): (n, bins, bins) in e/Å², binned as `frame_map` does."""
+    x = _shares(xy_ang[..., 0] / cell_ang[:, :1], bins)  # (n, J, bins)
+    y = _shares(xy_ang[..., 1] / cell_ang[:, 1:], bins)
+    mean = torch.bmm(y.transpose(1, 2), x) / xy_ang.shape[1]
+    return _per_area(electrons, cell_ang, bins) * mean
+
+
+def map_electrons(dose_map: Tensor, cell_ang: Tensor) -> Tensor:
+    """(B,) electrons that a dose map (B, n, n) in e/Å² holds."""
+    return dose_map.sum((1, 2)) * (cell_ang[:, 0] * cell_ang[:, 1] / dose_map.shape[1] ** 2)
+
+
+def dose_in_frame(
+    atom_ang: Tensor, electrons: Tensor, corner_ang: Tensor, size_ang: Tensor, cell_ang: Tensor
+) -> Tensor:
+    """Dose (n, V) in e/Å² at atoms (n, V, 2) of a frame from `corner` (n, 2) of `size` (n, 2), evenly scanned."""
+    centre = corner_ang + 0.5 * size_ang
+    away = nearest_image(atom_ang - centre.unsqueeze(1), cell_ang.unsqueeze(1)).abs()
+    inside = (away <= 0.5 * size_ang.unsqueeze(1)).all(-1)
+    return inside * (electrons / (size_ang[:, 0] * size_ang[:, 1])).unsqueeze(1)
+
+
+def dose_of_probe(atom_ang: Tensor, electrons: Tensor, path_ang: Tensor, cell_ang: Tensor, fwhm_ang: float) -> Tensor:
+    """Dose (n, V) in e/Å² at atoms (n, V, 2) of a probe that spends its electrons evenly on a path (n, J, 2).
+
+    The probe is taken as a Gaussian of the given full width, which holds its core and not its far tails.
+    """
+    away = nearest_image(atom_ang.unsqueeze(2) - path_ang.unsqueeze(1), cell_ang[:, None, None])  # (n, V, J, 2)
+    inverse = 8.0 * math.log(2.0) / fwhm_ang**2  # 1 / sigma²
+    density = torch.exp(-0.5 * inverse * away.square().sum(-1)) * (inverse / (2.0 * math.pi))
+    return density.mean(2) * electrons.unsqueeze(1)
+
+
+def nearest_image(delta_ang: Tensor, cell_ang: Tensor) -> Tensor:
+    """Displacements (…, 2) brought to their nearest periodic image; the cell broadcasts."""
+    return delta_ang - cell_ang * torch.round(delta_ang / cell_ang)
+
+
+def _per_area(electrons: Tensor, cell_ang: Tensor, bins: int) -> Tensor:
+    return (electrons * bins**2 / (cell_ang[:, 0] * cell_ang[:, 1]))[:, None, None]
+
+
+def _corners(turns: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Left bin, right bin and the right one's share for places in turns of the cell; bins are centred on (i + ½)/bins."""
+    scaled = torch.remainder(turns, 1.0) * bins - 0.5
+    left = torch.floor(scaled)
+    share = scaled - left
+    index = left.long()
+    return torch.remainder(index, bins), torch.remainder(index + 1, bins), share
+
+
+def _histogram(turns: Tensor, bins: int) -> Tensor:
+    left, right, share = _corners(turns, bins)
+    weight = 1.0 / turns.shape[1]
+    total = torch.zeros(turns.shape[0], bins, dtype=turns.dtype, device=turns.device)
+    return total.scatter_add(1, left, (1.0 - share) * weight).scatter_add(1, right, share * weight)
+
+
+def _shares(turns: Tensor, bins: int) -> Tensor:
+    left, right, share = _corners(turns, bins)
+    total = torch.zeros(*turns.shape, bins, dtype=turns.dtype, device=turns.device)
+    return total.scatter_add(2, left[..., None], (1.0 - share)[..., None]).scatter_add(
+        2, right[..., None], share[..., None]
+    )

@@ -1,0 +1,22 @@
+"""Chemical symbols and atomic numbers."""
+
+from __future__ import annotations
+
+from stem_gym.core.errors import ConfigError, did_you_mean
+
+_ROWS = (
+    "H He",
+    "Li Be B C N O F Ne",
+    "Na Mg Al Si P S Cl Ar",
+    "K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr",
+    "Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe",
+    "Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi",
+)
+_NUMBERS = {symbol: number for number, symbol in enumerate(" ".join(_ROWS).split(), start=1)}
+
+
+def atomic_number(symbol: str) -> int:
+    """Atomic number of an element to bismuth; raises ConfigError for a symbol that is not one."""
+    if symbol not in _NUMBERS:
+        raise ConfigError(f"Unknown element {symbol!r}; give a symbol such as 'Si'. {did_you_mean(symbol, _NUMBERS)}")
+    return _NUMBERS[symbol]
