@@ -23,15 +23,15 @@ class DetectorModel(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    inner_mrad: float = Field(80.0, gt=0, lt=500, description="inner collection semi-angle")
-    outer_mrad: float = Field(200.0, gt=0, lt=1000, description="outer collection semi-angle")
-    gain: float = Field(1.0, gt=0, description="counts per detected electron")
-    offset: float = Field(0.0, description="counts of an unlit pixel")
-    read_noise: float = Field(0.0, ge=0, description="rms counts of the amplifier, per reading")
-    saturation: float = Field(65535.0, gt=0, description="largest count that can be recorded")
-    dark_electrons_per_s: float = Field(0.0, ge=0, description="electrons detected with the beam blanked")
-    line_jitter_ang: float = Field(0.0, ge=0, description="rms displacement of a scan line along x")
-    flyback_s: float = Field(0.0, ge=0, description="time from the end of a scan line to the start of the next")
+    inner_mrad: float = Field(default=80.0, gt=0, lt=500, description="inner collection semi-angle")
+    outer_mrad: float = Field(default=200.0, gt=0, lt=1000, description="outer collection semi-angle")
+    gain: float = Field(default=1.0, gt=0, description="counts per detected electron")
+    offset: float = Field(default=0.0, description="counts of an unlit pixel")
+    read_noise: float = Field(default=0.0, ge=0, description="rms counts of the amplifier, per reading")
+    saturation: float = Field(default=65535.0, gt=0, description="largest count that can be recorded")
+    dark_electrons_per_s: float = Field(default=0.0, ge=0, description="electrons detected with the beam blanked")
+    line_jitter_ang: float = Field(default=0.0, ge=0, description="rms displacement of a scan line along x")
+    flyback_s: float = Field(default=0.0, ge=0, description="time from the end of a scan line to the start of the next")
 
     def model_post_init(self, context: object) -> None:
         """Refuse an annulus whose outer angle is not the larger one."""

@@ -26,13 +26,19 @@ class DriftModel(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    speed_ang_per_s: float = Field(0.3, ge=0, le=100, description="root mean square drift speed")
-    correlation_s: float = Field(60.0, gt=0, description="time over which the velocity forgets itself")
-    diffusion_ang2_per_s: float = Field(0.0, ge=0, description="random walk; variance on each axis grows as 2 D t")
-    settling_fraction: float = Field(0.0, ge=0, le=1, description="part of a stage move that creeps in afterwards")
-    settling_s: float = Field(10.0, gt=0, description="time constant of the creep after a stage move")
-    scale_error: float = Field(0.0, ge=0, le=0.2, description="rms relative error of the scan's scale, on each axis")
-    shear_error: float = Field(0.0, ge=0, le=0.2, description="rms shear of the scan, x per y")
+    speed_ang_per_s: float = Field(default=0.3, ge=0, le=100, description="root mean square drift speed")
+    correlation_s: float = Field(default=60.0, gt=0, description="time over which the velocity forgets itself")
+    diffusion_ang2_per_s: float = Field(
+        default=0.0, ge=0, description="random walk; variance on each axis grows as 2 D t"
+    )
+    settling_fraction: float = Field(
+        default=0.0, ge=0, le=1, description="part of a stage move that creeps in afterwards"
+    )
+    settling_s: float = Field(default=10.0, gt=0, description="time constant of the creep after a stage move")
+    scale_error: float = Field(
+        default=0.0, ge=0, le=0.2, description="rms relative error of the scan's scale, on each axis"
+    )
+    shear_error: float = Field(default=0.0, ge=0, le=0.2, description="rms shear of the scan, x per y")
 
 
 @dataclass(frozen=True)

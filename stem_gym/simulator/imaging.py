@@ -13,6 +13,8 @@ The image is real, so only hx >= 0 is kept; hy runs from -(Ny - 1)/2 to (Ny - 1)
 from __future__ import annotations
 
 import math
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -37,11 +39,11 @@ def scatterer_coefficients(
     Gaussians is one matrix product. Linear in the weight: an atom that moves is a scatterer of weight -w at the old
     place and +w at the new.
     """
-    return in_blocks(lambda *part: _scatterers(*part, harmonics=harmonics), cell_ang, xy_ang, weight_ang2, sigma_ang)
+    return in_blocks(partial(_scatterers, harmonics), cell_ang, xy_ang, weight_ang2, sigma_ang)
 
 
 def _scatterers(
-    cell_ang: Tensor, xy_ang: Tensor, weight_ang2: Tensor, sigma_ang: Tensor, harmonics: Harmonics
+    harmonics: Harmonics, cell_ang: Tensor, xy_ang: Tensor, weight_ang2: Tensor, sigma_ang: Tensor
 ) -> Tensor:
     half, nx, atoms = (harmonics.ny - 1) // 2, harmonics.nx, xy_ang.shape[1]
     orders = torch.arange(max(nx, half + 1), dtype=cell_ang.dtype, device=cell_ang.device)
@@ -96,9 +98,10 @@ def image_coefficients(structure: Tensor, transfer: Tensor) -> Tensor:
 def real_series(coefficients: Tensor) -> Tensor:
     """The series (B, Ny, Nx) complex over cosines and sines along y: (B, 2 N, 2 N) real, ready to be scanned.
 
-    Rows: cosines, then sines, of the N orders along y; columns: real, then negated imaginary parts along x; both padded to
-    the N that `harmonic_table` makes. The product along y is then real, half the work of the complex one. Scans take
-    either form; whoever scans an unchanged specimen many times converts once.
+    Rows: cosines, then sines, of the N orders along y; columns: real, then negated imaginary parts along x; both padded
+    to the N that `harmonic_table` makes. The product along y is then real, half the work of the complex one. Scans take
+    either form, but converting costs half of a 64 x 64 scan: whoever scans an unchanged specimen often converts once, and
+    keeps it up to date by adding the series of a change, since the conversion is linear.
     """
     half, nx = (coefficients.shape[1] - 1) // 2, coefficients.shape[2]
     size = padded_orders(max(half + 1, nx))
@@ -121,9 +124,9 @@ def scan_image(
 ) -> Tensor:
     """Expected collected fraction on a raster: (B, H, W).
 
-    `coefficients` (B, Ny, Nx) complex or their `real_series`, `cell_ang` (B, 2), columns `x_ang` (B, W), scan rows `y_ang`
-    (B, H). `row_offset_ang` (B, H, 2) is added to the probe's place on the specimen for each scan row, and is exact, not
-    interpolated.
+    `coefficients` (B, Ny, Nx) complex or their `real_series`, `cell_ang` (B, 2), columns `x_ang` (B, W), scan rows
+    `y_ang` (B, H). `row_offset_ang` (B, H, 2) is added to the probe's place on the specimen for each scan row, and is
+    exact, not interpolated.
     """
     series = real_series(coefficients) if coefficients.is_complex() else coefficients
     if row_offset_ang is None:

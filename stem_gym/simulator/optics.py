@@ -7,7 +7,7 @@ A probe formed by an aperture A(k) with the even aberration function chi(k) has 
 with chi(k) = (2 pi / lambda) [ (-defocus + astigmatism cos 2(phi - angle)) alpha^2 / 2 + C3 alpha^4 / 4 ] and
 alpha = lambda k (Kirkland, "Advanced Computing in Electron Microscopy", 3rd ed. 2020, ch. 2 and 5). The sign of the
 defocus is abTEM's: defocus = -C10, so a positive defocus (underfocus) balances a positive C3. A Gaussian spread of the
-focus only damps the integrand, by exp(-2 (pi lambda focal_spread k . q)^2), and is exact; a Gaussian source multiplies T.
+focus damps the integrand by exp(-2 (pi lambda focal_spread k . q)^2), which is exact; a Gaussian source multiplies T.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def transfer_by_quadrature(optics: Optics, frequency_per_ang: Tensor, angle_rad:
     """The aberration part of the transfer function at polar frequencies (B, P): (B, P), by direct quadrature.
 
     Exact and slow; `transfer_function` interpolates it. Without source size. With u along q and v across it, the
-    phase is 2 pi lambda q [(-defocus + C12 cos 2d) u - C12 sin 2d v] + pi C3 lambda^3 q u (2 u^2 + 2 v^2 + q^2 / 2), d the
-    angle from the astigmatism's azimuth to q. The four quadrants of the overlap of the two discs are folded onto one.
+    phase is 2 pi lambda q [(-defocus + C12 cos 2d) u - C12 sin 2d v] + pi C3 lambda^3 q u (2 u^2 + 2 v^2 + q^2 / 2), d
+    the angle from the astigmatism's azimuth to q. The four quadrants of the overlap of the two discs are folded onto one.
     """
     turn = 2.0 * (angle_rad - optics.astigmatism_angle_rad[:, None])
     return _overlap(optics, frequency_per_ang, torch.cos(turn), torch.sin(turn))
