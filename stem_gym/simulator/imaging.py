@@ -100,8 +100,8 @@ def real_series(coefficients: Tensor) -> Tensor:
 
     Rows: cosines, then sines, of the N orders along y; columns: real, then negated imaginary parts along x; both padded
     to the N that `harmonic_table` makes. The product along y is then real, half the work of the complex one. Scans take
-    either form, but converting costs half of a 64 x 64 scan: whoever scans an unchanged specimen often converts once, and
-    keeps it up to date by adding the series of a change, since the conversion is linear.
+    either form, but converting costs half of a 64 x 64 scan: whoever scans an unchanged specimen often converts once. The
+    conversion is linear, so the series of a change can be added.
     """
     half, nx = (coefficients.shape[1] - 1) // 2, coefficients.shape[2]
     size = padded_orders(max(half + 1, nx))

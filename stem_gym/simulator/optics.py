@@ -22,15 +22,16 @@ from torch import Tensor
 
 from stem_gym.core.errors import ConfigError
 from stem_gym.core.units import ELECTRON_REST_ENERGY_KEV, HC_KEV_ANG
+from stem_gym.simulator.harmonics import in_blocks
 
 FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 _ANG_PER_MM = 1e7
 
-# The spectrum is tabulated on Chebyshev nodes and interpolated. At 60 keV and 34 mrad these sizes
-# hold 1e-3 to a defocus of 200 Ang with an astigmatism of 30 Ang, and 2e-6 to a defocus of 100 Ang without.
-_NODES_ALONG = 16  # quadrature along q
-_NODES_ACROSS = 8  # quadrature across q
-_NODES_RADIAL = 28  # Chebyshev nodes in arccos(q / band limit)
+# The spectrum is tabulated on Chebyshev nodes and interpolated. At 60 keV and 34 mrad these sizes hold 1e-5 to a defocus
+# of 100 Ang, 1e-3 with an astigmatism of 30 Ang besides, and 3e-3 to a defocus of 200 Ang.
+_NODES_ALONG = 14  # quadrature along q
+_NODES_ACROSS = 7  # quadrature across q
+_NODES_RADIAL = 26  # Chebyshev nodes in arccos(q / band limit)
 _NODES_ANGULAR = 7  # Chebyshev nodes in cos 2(angle of q - angle of the astigmatism)
 
 
@@ -98,23 +99,7 @@ def transfer_function(optics: Optics, kx_per_ang: Tensor, ky_per_ang: Tensor) ->
     Contains aperture, defocus, astigmatism, C3, focal spread and source size. The aberration part is tabulated by exact
     quadrature on Chebyshev nodes and interpolated, which costs a tenth of a quadrature at every frequency.
     """
-    kx, ky = kx_per_ang.unsqueeze(-2), ky_per_ang.unsqueeze(-1)  # (B, 1, Nx), (B, Ny, 1)
-    square = kx * kx + ky * ky  # (B, Ny, Nx)
-    batch, frequencies = square.shape[0], square[0].numel()
-    limit = optics.band_limit_per_ang[:, None, None]
-    reduced = torch.sqrt(square + 1e-12 * limit * limit) / limit  # q over the band limit; never 0, for the gradient
-    angle = 2.0 * optics.astigmatism_angle_rad[:, None, None]
-    quadrupole = (torch.cos(angle) * (kx * kx - ky * ky) + torch.sin(angle) * (2.0 * kx * ky)) / (
-        square + 1e-12 * limit * limit
-    )
-    depth = torch.acos(reduced.clamp(max=1.0 - 1e-6)) * (4.0 / math.pi) - 1.0  # Chebyshev variable in [-1, 1]
-    radial = _chebyshev(depth.reshape(batch, frequencies), _NODES_RADIAL)  # (B, Nr, F)
-    angular = _chebyshev(quadrupole.reshape(batch, frequencies), _NODES_ANGULAR)  # (B, Na, F)
-    coefficients = _tabulate(optics)  # (B, Na, Nr)
-    aberrated = (torch.bmm(coefficients, radial) * angular).sum(1).reshape(square.shape)
-    source_sigma = optics.source_fwhm_ang[:, None, None] / FWHM_PER_SIGMA
-    blur = torch.exp((-2.0 * math.pi**2) * source_sigma * source_sigma * square)
-    return torch.where(reduced < 1.0, aberrated, torch.zeros_like(aberrated)) * blur
+    return in_blocks(_interpolated, kx_per_ang, ky_per_ang, *(getattr(optics, f.name) for f in fields(optics)))
 
 
 def transfer_by_quadrature(optics: Optics, frequency_per_ang: Tensor, angle_rad: Tensor) -> Tensor:
@@ -122,7 +107,7 @@ def transfer_by_quadrature(optics: Optics, frequency_per_ang: Tensor, angle_rad:
 
     Exact and slow; `transfer_function` interpolates it. Without source size. With u along q and v across it, the
     phase is 2 pi lambda q [(-defocus + C12 cos 2d) u - C12 sin 2d v] + pi C3 lambda^3 q u (2 u^2 + 2 v^2 + q^2 / 2), d
-    the angle from the astigmatism's azimuth to q. The four quadrants of the overlap of the two discs are folded onto one.
+    the angle from the astigmatism's azimuth to q. The four quadrants of the discs' overlap are folded onto one.
     """
     turn = 2.0 * (angle_rad - optics.astigmatism_angle_rad[:, None])
     return _overlap(optics, frequency_per_ang, torch.cos(turn), torch.sin(turn))
@@ -156,6 +141,28 @@ def probe_fwhm_ang(optics: Optics, window_ang: float = 40.0) -> Tensor:
     above, below = profile.gather(1, first_below - 1), profile.gather(1, first_below)
     step = x[1] - x[0]
     return 2.0 * step * (first_below.to(x.dtype) - (half - below) / (above - below)).squeeze(-1)
+
+
+def _interpolated(kx_per_ang: Tensor, ky_per_ang: Tensor, *settings: Tensor) -> Tensor:
+    """`transfer_function` with the settings of the optics in the order of its fields."""
+    optics = Optics(*settings)
+    kx, ky = kx_per_ang.unsqueeze(-2), ky_per_ang.unsqueeze(-1)  # (B, 1, Nx), (B, Ny, 1)
+    square = kx * kx + ky * ky  # (B, Ny, Nx)
+    batch, frequencies = square.shape[0], square[0].numel()
+    limit = optics.band_limit_per_ang[:, None, None]
+    reduced = torch.sqrt(square + 1e-12 * limit * limit) / limit  # q over the band limit; never 0, for the gradient
+    angle = 2.0 * optics.astigmatism_angle_rad[:, None, None]
+    quadrupole = (torch.cos(angle) * (kx * kx - ky * ky) + torch.sin(angle) * (2.0 * kx * ky)) / (
+        square + 1e-12 * limit * limit
+    )
+    depth = torch.acos(reduced.clamp(max=1.0 - 1e-6)) * (4.0 / math.pi) - 1.0  # Chebyshev variable in [-1, 1]
+    radial = _chebyshev(depth.reshape(batch, frequencies), _NODES_RADIAL)  # (B, Nr, F)
+    angular = _chebyshev(quadrupole.reshape(batch, frequencies), _NODES_ANGULAR)  # (B, Na, F)
+    coefficients = _tabulate(optics)  # (B, Na, Nr)
+    aberrated = (torch.bmm(coefficients, radial) * angular).sum(1).reshape(square.shape)
+    source_sigma = optics.source_fwhm_ang[:, None, None] / FWHM_PER_SIGMA
+    blur = torch.exp((-2.0 * math.pi**2) * source_sigma * source_sigma * square)
+    return torch.where(reduced < 1.0, aberrated, torch.zeros_like(aberrated)) * blur
 
 
 def _windowed_spectrum(optics: Optics, window_ang: float) -> tuple[Tensor, Tensor, Tensor]:

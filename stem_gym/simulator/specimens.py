@@ -11,8 +11,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor
 
+from stem_gym.core.elements import atomic_number_of
 from stem_gym.core.errors import ConfigError, missing_extra
-from stem_gym.simulator.elements import atomic_number
 from stem_gym.simulator.lattices import Templates, cubic_points, graphene_lattice, mos2_lattice, supercells
 from stem_gym.simulator.placement import bonds_left, choose_sites, count_between, random_rotation, trench
 
@@ -76,7 +76,7 @@ class Dopant(_Strict):
     @field_validator("element")
     @classmethod
     def _known(cls, element: str) -> str:
-        atomic_number(element)
+        atomic_number_of(element)
         return element
 
     @model_validator(mode="after")
@@ -199,7 +199,7 @@ class NanoparticleRecipe(_Strict):
     @field_validator("element")
     @classmethod
     def _known(cls, element: str) -> str:
-        atomic_number(element)
+        atomic_number_of(element)
         return element
 
     @model_validator(mode="after")
@@ -227,7 +227,7 @@ class NanoparticleRecipe(_Strict):
         carbon = self.cell_ang * uniform[:, 9:].reshape(len(rows), film, 2)
         xy = torch.remainder(torch.cat((particle, carbon), dim=1), self.cell_ang)
         number = torch.full(xy.shape[:2], 6, dtype=torch.int64, device=xy.device)
-        number[:, : len(lattice)] = atomic_number(self.element)
+        number[:, : len(lattice)] = atomic_number_of(self.element)
         present = torch.cat((inside, torch.ones_like(carbon[..., 0], dtype=torch.bool)), dim=1)
         none = xy.new_zeros((len(rows), 0))
         cell = xy.new_full((len(rows), 2), self.cell_ang)
@@ -323,7 +323,7 @@ def substitute(
     """The specimen with dopants on `free` sites (B, K), and the sites still free; `draw` is (streams, rows)."""
     for dopant in dopants:
         site, found, free = _draw_sites(sheet, free, (dopant.count_min, dopant.count_max), separation_ang, draw)
-        sheet = sheet.replace(atomic_number=put(sheet.atomic_number, site, found, atomic_number(dopant.element)))
+        sheet = sheet.replace(atomic_number=put(sheet.atomic_number, site, found, atomic_number_of(dopant.element)))
     return sheet, free
 
 
