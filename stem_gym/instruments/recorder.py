@@ -126,8 +126,8 @@ class Recorder(Instrument):
     def snapshot(self) -> Any:
         return self.instrument.snapshot()
 
-    def restore(self, snapshot: Any) -> None:
-        self.instrument.restore(snapshot)
+    def restore(self, snapshot: Any, streams: Streams) -> None:
+        self.instrument.restore(snapshot, streams)
         self._append({"kind": "restore"})
 
     def _end_episode(self) -> None:

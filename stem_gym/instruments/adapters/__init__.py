@@ -1,1 +1,1 @@
-"""One file per vendor: each turns the minimal instruction set into that vendor's calls, and its counts into readings."""
+"""One module per vendor: turns the minimal instruction set into its calls, and its counts into readings."""
