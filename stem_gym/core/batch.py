@@ -41,3 +41,13 @@ def _map(state: State, change: Any) -> State:
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             changes[field.name] = _map(value, change)
     return dataclasses.replace(state, **changes)  # type: ignore[type-var]
+
+
+def write_rows(state: State, rows: Tensor, fresh: State) -> None:
+    """Overwrite the rows `rows` of `state` in place: for buffers that their owner never hands out to keep."""
+    for field in dataclasses.fields(state):  # type: ignore[arg-type]
+        old, new = getattr(state, field.name), getattr(fresh, field.name)
+        if isinstance(old, Tensor):
+            old[rows] = new
+        elif dataclasses.is_dataclass(old):
+            write_rows(old, rows, new)

@@ -49,7 +49,7 @@ class Scan(Instruction):
 
 @dataclass(frozen=True)
 class Park(Instruction):
-    """Place the probe, beam blanked."""
+    """Place the probe, beam blanked; answers `place` (n, 2), as read back."""
 
     x: Tensor  # (n,)
     y: Tensor  # (n,)
@@ -57,7 +57,11 @@ class Park(Instruction):
 
 @dataclass(frozen=True)
 class Dwell(Instruction):
-    """Unblank at the parked place; answers `trace` (n, samples) in counts and `sample_s` (n,)."""
+    """Unblank at the parked place; answers `place` (n, 2) and `trace` (n, samples) in counts, NaN after an early stop.
+
+    The calibration of Scan and Dwell: `electrons_per_pixel` or `electrons_per_sample`, `counts_per_electron` and
+    `counts_offset`, each (n,), so that (counts − offset) / gain / electrons is the collected fraction of the beam.
+    """
 
     time_s: Tensor  # (n,)
     trace: int = 0  # samples of the ADF signal; 0: none

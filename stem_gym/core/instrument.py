@@ -69,7 +69,7 @@ class Instrument(ABC):
         """The whole state, for `restore`; only simulators can."""
         raise CapabilityError(f"{type(self).__name__} can not be cloned: it is no simulator.")
 
-    def restore(self, snapshot: Any) -> None:
+    def restore(self, snapshot: Any, streams: Streams) -> None:
         """Go back to a snapshot."""
         raise CapabilityError(f"{type(self).__name__} can not be restored: it is no simulator.")
 

@@ -56,6 +56,7 @@ class Task(ABC, Generic[State]):
 
     Config: ClassVar[type[BaseModel]]
     needs: ClassVar[Needs]
+    config: Any  # what `Config` read
     observation_space: spaces.Dict  # of one row; BatchEnv adds "budget"
     action_space: spaces.Space[Any]
 
@@ -71,8 +72,8 @@ class Task(ABC, Generic[State]):
         """Instructions that begin an episode (the operator's first look), for the global row numbers `rows`."""
 
     @abstractmethod
-    def plan(self, state: State, action: Tensor) -> Sequence[Instruction]:
-        """The instructions of one step for actions (B, …) inside the action space."""
+    def plan(self, state: State, action: Tensor, rows: Tensor) -> Sequence[Instruction]:
+        """The instructions of one step for `rows` (n,), given actions (B, …) inside the action space."""
 
     @abstractmethod
     def observe(self, state: State, readings: Sequence[Reading]) -> tuple[State, Observation]:

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from stem_gym.core.periodic import nearest_image
+
 
 def frame_map(electrons: Tensor, x_ang: Tensor, y_ang: Tensor, cell_ang: Tensor, bins: int) -> Tensor:
     """Electrons (n,) of a raster with columns x (n, W) and rows y (n, H), in bins of the cell: (n, bins, bins) [e/Å²].
@@ -52,17 +54,12 @@ def dose_of_probe(atom_ang: Tensor, electrons: Tensor, path_ang: Tensor, cell_an
     return density.mean(2) * electrons.unsqueeze(1)
 
 
-def nearest_image(delta_ang: Tensor, cell_ang: Tensor) -> Tensor:
-    """Displacements (…, 2) brought to their nearest periodic image; the cell broadcasts."""
-    return delta_ang - cell_ang * torch.round(delta_ang / cell_ang)
-
-
 def _per_area(electrons: Tensor, cell_ang: Tensor, bins: int) -> Tensor:
     return (electrons * bins**2 / (cell_ang[:, 0] * cell_ang[:, 1]))[:, None, None]
 
 
 def _corners(turns: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Left bin, right bin and the right one's share for places in turns of the cell; bins are centred on (i + ½)/bins."""
+    """Left bin, right bin and the right one's share for places in turns; bins are centred on (i + ½)/bins."""
     scaled = torch.remainder(turns, 1.0) * bins - 0.5
     left = torch.floor(scaled)
     share = scaled - left

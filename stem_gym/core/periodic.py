@@ -1,0 +1,11 @@
+"""Distances on a periodic cell."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def nearest_image(delta_ang: Tensor, cell_ang: Tensor) -> Tensor:
+    """Displacements (…, 2) brought to their nearest periodic image; the cell (…, 2) broadcasts."""
+    return delta_ang - cell_ang * torch.round(delta_ang / cell_ang)

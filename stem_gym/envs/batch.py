@@ -1,0 +1,194 @@
+"""The only loop: one task, one instrument of B rows, one budget. The faces convert; everything happens here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from stem_gym.core.batch import clone_rows, put_rows
+from stem_gym.core.config import Budget
+from stem_gym.core.errors import ActionError, CapabilityError, InstructionError
+from stem_gym.core.instructions import Instruction, Reading
+from stem_gym.core.instrument import Instrument
+from stem_gym.core.streams import Streams, StreamState
+from stem_gym.core.task import Marks, Observation, Task
+
+_ROUNDING = 1e-4  # an action may be outside its box by this much
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What the rows have spent, as the instrument measured it, and what they have earned."""
+
+    steps: Tensor  # (B,) int64
+    seconds: Tensor  # (B,) float64
+    electrons: Tensor  # (B,) float64
+    episode_return: Tensor  # (B,) float32
+
+    @classmethod
+    def empty(cls, rows: int, device: torch.device) -> Ledger:
+        """Nothing spent."""
+        zero = torch.zeros(rows, device=device)
+        return cls(zero.long(), zero.double(), zero.double(), zero)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of the batch gave; rows that were not stepped have reward 0 and unchanged observations."""
+
+    observation: Observation  # each (B, …)
+    reward: Tensor  # (B,) float32
+    terminated: Tensor  # (B,) bool
+    metrics: Mapping[str, Tensor]  # each (B,)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything that a BatchEnv needs to go on from where it was."""
+
+    state: Any
+    ledger: Ledger
+    streams: StreamState
+    instrument: Any
+
+
+class BatchEnv:
+    """B episodes of a task on an instrument, side by side, each with its own clock, ledger and random stream.
+
+    Raises CapabilityError where the instrument lacks a verb or detector that the task needs.
+    """
+
+    def __init__(self, task: Task[Any], instrument: Instrument, budget: Budget, fused: bool = False) -> None:
+        check_capabilities(task, instrument)
+        self.task, self.instrument, self.budget = task, instrument, budget
+        self.rows, self.device = instrument.rows, instrument.device
+        self.action_space = task.action_space
+        self.observation_space = spaces.Dict(
+            {**task.observation_space.spaces, "budget": spaces.Box(0.0, 1.0, (3,), np.float32)}
+        )
+        self.streams = Streams([0] * self.rows, self.device, fused)
+        self.ledger = Ledger.empty(self.rows, self.device)
+        self._state: Any = None
+
+    @property
+    def started(self) -> bool:
+        """Whether there was a first reset."""
+        return self._state is not None
+
+    def reset(
+        self, rows: Tensor, seeds: Sequence[int] | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[Observation, Mapping[str, Tensor]]:
+        """New episodes on `rows` (n,) int64, from `seeds` where given, else the next of each row's own stream.
+
+        Gives the observation and metrics of all rows; those not named are as they were.
+        """
+        if seeds is not None:
+            self.streams.seed(rows, seeds)
+        self.streams.next_episode(rows)
+        self.instrument.reset(self.streams, rows, options)
+        fresh = self.task.start(len(rows), self.device)
+        if self._state is None:
+            if len(rows) != self.rows:
+                raise InstructionError(f"The first reset must start all {self.rows} rows; given {len(rows)}.")
+            self._state = fresh
+        else:
+            self._state = put_rows(self._state, rows, fresh)
+        self.ledger = put_rows(self.ledger, rows, Ledger.empty(len(rows), self.device))
+        step = self._execute(self.task.opening(self._state, rows), rows, count=0)
+        return step.observation, step.metrics
+
+    def step(self, action: Tensor, rows: Tensor | None = None) -> Step:
+        """One action for each of `rows` (default: all); action (B, …). Raises ActionError for an unusable one."""
+        if self._state is None:
+            raise InstructionError("step() was called before reset().")
+        stepped = torch.arange(self.rows, device=self.device) if rows is None else rows
+        self._check_action(action, stepped)
+        return self._execute(self.task.plan(self._state, action, stepped), stepped, count=1)
+
+    def marks(self) -> Marks:
+        """What a picture of each row shows."""
+        return self.task.marks(self._state, self.instrument.truth())
+
+    def snapshot(self) -> Snapshot:
+        """The whole state, for `restore`. Raises CapabilityError where the instrument is no simulator."""
+        instrument = self.instrument.snapshot()
+        return Snapshot(clone_rows(self._state), clone_rows(self.ledger), self.streams.snapshot(), instrument)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot; the same actions then give the same episode."""
+        self.streams.restore(snapshot.streams)
+        self.instrument.restore(snapshot.instrument, self.streams)
+        self._state, self.ledger = clone_rows(snapshot.state), clone_rows(snapshot.ledger)
+
+    def close(self) -> None:
+        """Let go of the instrument."""
+        self.instrument.close()
+
+    def _execute(self, instructions: Sequence[Instruction], rows: Tensor, count: int) -> Step:
+        readings = [self.instrument.execute(instruction) for instruction in instructions]
+        self._state, observation = self.task.observe(self._state, readings)
+        self._state, score = self.task.score(self._state, readings, self.instrument.truth())
+        stepped = torch.zeros(self.rows, dtype=torch.bool, device=self.device).index_fill(0, rows, True)
+        reward = torch.where(stepped & (count > 0), score.reward, 0.0)
+        self.ledger = self._book(readings, stepped, reward, count)
+        left = self._left()
+        metrics = {
+            **score.metrics,
+            "measurements": self.ledger.steps,
+            "seconds": self.ledger.seconds,
+            "electrons": self.ledger.electrons,
+            "episode_return": self.ledger.episode_return,
+        }
+        ended = score.terminated | (left <= 0.0).any(1)
+        return Step({**observation, "budget": left}, reward, stepped & ended, metrics)
+
+    def _book(self, readings: Sequence[Reading], stepped: Tensor, reward: Tensor, count: int) -> Ledger:
+        seconds, electrons = self.ledger.seconds, self.ledger.electrons
+        for reading in readings:
+            seconds = seconds.index_add(0, reading.rows, reading.seconds.double())
+            electrons = electrons.index_add(0, reading.rows, reading.electrons.double())
+        return Ledger(self.ledger.steps + count * stepped, seconds, electrons, self.ledger.episode_return + reward)
+
+    def _left(self) -> Tensor:
+        """What is left of steps, seconds and electrons, (B, 3) from 1 to 0."""
+        budget, ledger = self.budget, self.ledger
+        used = torch.stack(
+            (ledger.steps / budget.steps, ledger.seconds / budget.seconds, ledger.electrons / budget.electrons), dim=1
+        )
+        return (1.0 - used).clamp(min=0.0).float()
+
+    def _check_action(self, action: Tensor, rows: Tensor) -> None:
+        space = self.action_space
+        expected = (self.rows, *(space.shape or ()))
+        if tuple(action.shape) != expected:
+            raise ActionError(f"Actions must have shape {expected}; given {tuple(action.shape)}.")
+        if not isinstance(space, spaces.Box):
+            return
+        given = action[rows]
+        low, high = (float(end) for end in given.aminmax())
+        if not (float(space.low.min()) - _ROUNDING <= low and high <= float(space.high.max()) + _ROUNDING):
+            raise ActionError(
+                f"Actions must be finite and within [{space.low.min():g}, {space.high.max():g}]; "
+                f"given {low:g} to {high:g}."
+            )
+
+
+def check_capabilities(task: Task[Any], instrument: Instrument) -> None:
+    """Refuse an instrument that lacks what the task needs. Raises CapabilityError that names it."""
+    name, has = type(instrument).__name__, instrument.capabilities
+    if verbs := sorted(task.needs.verbs - has.verbs):
+        raise CapabilityError(
+            f"{type(task).__name__} needs the verb(s) {', '.join(verbs)}, which {name} lacks; "
+            f"it has {sorted(has.verbs)}."
+        )
+    if detectors := sorted(task.needs.detectors - has.detectors):
+        raise CapabilityError(
+            f"{type(task).__name__} needs the detector(s) {', '.join(detectors)}, which {name} lacks; "
+            f"it has {sorted(has.detectors)}."
+        )

@@ -1,0 +1,72 @@
+"""From a variant's YAML and overrides to a BatchEnv."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stem_gym import instruments, tasks
+from stem_gym.core.config import Variant, config_hash, merge, parse, read_yaml
+from stem_gym.core.errors import ConfigError, unknown_name
+from stem_gym.envs.batch import BatchEnv
+from stem_gym.envs.registration import variant_files
+
+FUSED_FROM_ROWS = 64  # from so many rows on, compiling the noise pays for its start
+
+
+@dataclass(frozen=True)
+class LoadedVariant:
+    """A checked variant with the plain data it was made of."""
+
+    variant: Variant
+    data: Mapping[str, Any]
+    source: str
+
+    @property
+    def hash(self) -> str:
+        """Hash of the merged configuration."""
+        return config_hash(self.data)
+
+
+def load_variant(name: str | Path, overrides: Mapping[str, Any] | None = None) -> LoadedVariant:
+    """The variant of an id or of a YAML file, with overrides of its sections `task`, `instrument`, `budget` merged in.
+
+    Raises UnknownNameError for an unknown id, ConfigError for keys, types or values that do not fit.
+    """
+    files = variant_files()
+    path = Path(name) if str(name).endswith((".yaml", ".yml")) else files.get(str(name))
+    if path is None:
+        raise unknown_name("environment id", str(name), files)
+    data = merge(read_yaml(path), overrides or {})
+    source = f"{path.parent.name}/{path.name}" + (" with overrides" if overrides else "")
+    return LoadedVariant(parse(Variant, data, source), data, source)
+
+
+def build(loaded: LoadedVariant, rows: int, device: str = "cpu", fused: bool | None = None) -> BatchEnv:
+    """The batch of episodes that a variant describes."""
+    if rows < 1:
+        raise ConfigError(f"An environment needs at least one row; given {rows}.")
+    variant = loaded.variant
+    where = torch.device(device)
+    kind, settings = _kind(variant.task, "task", loaded.source)
+    task_type = tasks.task_class(kind)
+    task = task_type(parse(task_type.Config, settings, f"{loaded.source}, task"))
+    instrument_kind, instrument_settings = _kind(variant.instrument, "instrument", loaded.source)
+    adapter = instrument_settings.pop("adapter", instrument_kind)
+    instrument = instruments.make(adapter, instrument_settings, rows, where)
+    return BatchEnv(task, instrument, variant.budget, rows >= FUSED_FROM_ROWS if fused is None else fused)
+
+
+def instrument_override(instrument: str | Mapping[str, Any]) -> dict[str, Any]:
+    """`instrument="nion"` keeps the variant's settings and lets another instrument execute them."""
+    return {"adapter": instrument} if isinstance(instrument, str) else dict(instrument)
+
+
+def _kind(section: Mapping[str, Any], name: str, source: str) -> tuple[str, dict[str, Any]]:
+    if not isinstance(section.get("kind"), str):
+        raise ConfigError(f"{source}: the section {name!r} must name its kind; it has {sorted(section)}.")
+    return section["kind"], dict(section)

@@ -1,0 +1,471 @@
+"""The simulated microscope: B rows, each with its own specimen, drift, clock, dose and ledger.
+
+Places: a fraction f of the reference frame is (f − ½) · fov + beam shift in Å from the optical axis, then distorted as
+the scan coils do, and then, minus the sample's displacement at that time, a place on the specimen's periodic cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stem_gym.core.batch import clone_rows, take_rows, write_rows
+from stem_gym.core.config import parse
+from stem_gym.core.errors import InstructionError
+from stem_gym.core.instructions import (
+    Blank,
+    Dwell,
+    Instruction,
+    MoveStage,
+    Park,
+    Read,
+    Reading,
+    Scan,
+    Set,
+    TraceRule,
+    Wait,
+    no_dose,
+)
+from stem_gym.core.instrument import Capabilities, Instrument, Limits, check_instruction
+from stem_gym.core.streams import Streams
+from stem_gym.core.units import ELECTRONS_PER_PC
+from stem_gym.simulator import dose, imaging, removal
+from stem_gym.simulator.detectors import detect, expected_electrons, line_jitter_ang
+from stem_gym.simulator.drift import DriftState, advance, frame_time_s, move_stage, start_drift
+from stem_gym.simulator.microscope import Microscope
+from stem_gym.simulator.optics import Optics, probe_fwhm_ang, transfer_function
+from stem_gym.simulator.specimens import Specimen
+
+Config = Microscope
+PATH_SAMPLES = 16  # evenly spaced times of the last dwell at which truth tells where the beam was
+_FRAME_KNOTS = 8  # drift is drawn at so many times of a frame and is straight in between
+_READABLE = ("clock_s", "electrons", "fov_ang")
+
+
+@dataclass
+class _Rows:
+    """Everything that belongs to a row."""
+
+    specimen: Specimen
+    fragile: removal.Fragile  # atoms that the beam can remove
+    structure: Tensor  # (B, Ny, Nx) complex64
+    transfer: Tensor  # (B, Ny, Nx)
+    coefficients: Tensor  # (B, Ny, Nx) complex64, of the expected image
+    drift: DriftState
+    defocus_ang: Tensor  # (B,)
+    current_pa: Tensor  # (B,)
+    beam_shift_ang: Tensor  # (B, 2)
+    fov_ang: Tensor  # (B,)
+    place: Tensor  # (B, 2) parked probe, fractions
+    blanked: Tensor  # (B,) bool
+    clock_s: Tensor  # (B,)
+    electrons: Tensor  # (B,) float64
+    dose_map: Tensor  # (B, n, n) electrons per Å²
+    probe_path_ang: Tensor  # (B, P, 2) where the beam was on the specimen during the last dwell
+
+
+def make(settings: Mapping[str, Any], rows: int, device: torch.device) -> SimulatedMicroscope:
+    """A simulated microscope from the `instrument` section of a variant."""
+    return SimulatedMicroscope(parse(Microscope, settings, "instrument"), rows, device)
+
+
+class SimulatedMicroscope(Instrument):
+    """Executes Scan, Park, Dwell, MoveStage, Set, Blank, Wait and Read on simulated specimens.
+
+    The beam is open inside Scan and Dwell alone, blanked during flyback and in between.
+    """
+
+    def __init__(self, config: Microscope, rows: int, device: torch.device | str = "cpu") -> None:
+        self.config = config
+        self.rows = rows
+        self.device = torch.device(device)
+        self.capabilities = _capabilities(config)
+        nominal = self._optics(torch.full((1,), config.probe.defocus_ang))
+        self._probe_fwhm_ang = float(probe_fwhm_ang(nominal))
+        largest = config.specimen.largest_cell_ang
+        self.harmonics = imaging.Harmonics.within(largest, float(nominal.band_limit_per_ang))
+        self._bins = max(1, round(max(largest) / config.dose_pixel_ang))
+        self._surrogate = _load_surrogate(config, self.device)
+        self._state: _Rows | None = None
+        self._streams: Streams | None = None
+        self._handlers: dict[type[Instruction], Any] = {
+            Scan: self._scan,
+            Park: self._park,
+            Dwell: self._dwell,
+            MoveStage: self._move_stage,
+            Set: self._set,
+            Blank: self._blank,
+            Wait: self._wait,
+            Read: self._read,
+        }
+
+    def reset(self, streams: Streams, rows: Tensor, options: Mapping[str, Any] | None = None) -> None:
+        """A fresh specimen, drift, dose and clock on `rows`; the first call must name every row."""
+        if options:
+            raise InstructionError(f"The simulated microscope takes no reset options; given {sorted(options)}.")
+        fresh = self._fresh(streams, rows)
+        self._streams = streams
+        if self._state is None:
+            if len(rows) != self.rows:
+                raise InstructionError(f"The first reset must start all {self.rows} rows; given {rows.tolist()[:8]}.")
+            self._state = fresh
+        else:
+            write_rows(self._state, rows, fresh)
+
+    def execute(self, instruction: Instruction) -> Reading:
+        """Do it. Raises CapabilityError or InstructionError before anything happens; never clips."""
+        check_instruction(instruction, self.capabilities, self.rows)
+        reading: Reading = self._handlers[type(instruction)](instruction)
+        return reading
+
+    def truth(self) -> Mapping[str, Tensor]:
+        """Atoms (places in Å on the cell), where the beam was, where the frame lies, and the dose map in e/Å².
+
+        These are the live buffers, good until the next instruction.
+        """
+        state = self._now
+        return {
+            "atom_xy_ang": state.specimen.xy_ang,
+            "atomic_number": state.specimen.atomic_number,
+            "present": state.specimen.present,
+            "cell_ang": state.specimen.cell_ang,
+            "probe_path_ang": state.probe_path_ang,
+            "frame_centre_ang": state.beam_shift_ang - state.drift.offset_ang,
+            "fov_ang": state.fov_ang,
+            "dose_map": state.dose_map,
+        }
+
+    def abort(self) -> None:
+        """Blank every row."""
+        if self._state is not None:
+            self._state.blanked.fill_(True)
+
+    def snapshot(self) -> _Rows:
+        """A copy of the state of all rows."""
+        return clone_rows(self._now)
+
+    def restore(self, snapshot: _Rows, streams: Streams) -> None:
+        """Go back to a snapshot; the streams are their owner's to restore."""
+        self._state = clone_rows(snapshot)
+        self._streams = streams
+
+    @property
+    def _now(self) -> _Rows:
+        if self._state is None:
+            raise InstructionError("The microscope was not reset yet; call reset(streams, rows) first.")
+        return self._state
+
+    @property
+    def _draws(self) -> Streams:
+        if self._streams is None:
+            raise InstructionError("The microscope was not reset yet; call reset(streams, rows) first.")
+        return self._streams
+
+    def _optics(self, defocus_ang: Tensor) -> Optics:
+        settings = self.config.probe.model_dump(exclude={"defocus_ang", "defocus_sd_ang"})
+        return Optics.of(len(defocus_ang), device=defocus_ang.device, defocus_ang=defocus_ang, **settings)
+
+    def _fresh(self, streams: Streams, rows: Tensor) -> _Rows:
+        """New episodes for `rows` (n,)."""
+        config, n = self.config, len(rows)
+        specimen = config.specimen.build(streams, rows, self.device)
+        energy = torch.full((n,), config.probe.energy_kev, device=self.device)
+        weight = imaging.atom_weights_ang2(specimen, energy, config.detector.inner_mrad, config.detector.outer_mrad)
+        structure = imaging.structure_coefficients(specimen, weight, self.harmonics)
+        defocus = torch.full((n,), config.probe.defocus_ang, device=self.device)
+        if config.probe.defocus_sd_ang > 0.0:
+            defocus = defocus + config.probe.defocus_sd_ang * streams.normal(rows)
+        transfer = self._transfer(specimen.cell_ang, defocus)
+        zero = torch.zeros(n, device=self.device)
+        pair = torch.zeros(n, 2, device=self.device)
+        return _Rows(
+            specimen=specimen,
+            fragile=removal.fragile_atoms(specimen, config.removal),
+            structure=structure,
+            transfer=transfer,
+            coefficients=self._image(structure, transfer, specimen, defocus),
+            drift=start_drift(config.drift, streams, rows),
+            defocus_ang=defocus,
+            current_pa=zero + config.current_pa,
+            beam_shift_ang=pair.clone(),
+            fov_ang=zero + config.fov_ang,
+            place=pair + 0.5,
+            blanked=torch.ones(n, dtype=torch.bool, device=self.device),
+            clock_s=zero.clone(),
+            electrons=zero.double(),
+            dose_map=torch.zeros(n, self._bins, self._bins, device=self.device),
+            probe_path_ang=torch.zeros(n, PATH_SAMPLES, 2, device=self.device),
+        )
+
+    def _transfer(self, cell_ang: Tensor, defocus_ang: Tensor) -> Tensor:
+        return transfer_function(self._optics(defocus_ang), *self.harmonics.frequencies(cell_ang))
+
+    def _image(self, structure: Tensor, transfer: Tensor, specimen: Specimen, defocus_ang: Tensor) -> Tensor:
+        """Coefficients of the expected image, corrected by the surrogate where the configuration says so."""
+        if self._surrogate is None:
+            return imaging.image_coefficients(structure, transfer)
+        corrected: Tensor = self._surrogate.coefficients(specimen, self._optics(defocus_ang), self.harmonics)
+        return corrected
+
+    def _advance(self, rows: Tensor, dt_s: Tensor) -> tuple[Tensor, DriftState]:
+        """Displacements (n, J + 1, 2), the present one first, over steps dt_s (n, J), and the drift after."""
+        before = take_rows(self._now.drift, rows)
+        path, after = advance(self.config.drift, before, dt_s, self._draws, rows)
+        return torch.cat((before.offset_ang.unsqueeze(1), path), dim=1), after
+
+    def _scan(self, scan: Scan) -> Reading:
+        config, state, rows = self.config, self._now, scan.rows
+        _check_region(scan.region)
+        height, width = scan.shape
+        seconds = frame_time_s(scan.shape, scan.dwell_s, config.detector.flyback_s) + config.overheads.scan_s
+        knots, drift = self._advance(rows, (seconds / _FRAME_KNOTS).unsqueeze(1).expand(-1, _FRAME_KNOTS))
+        corner_ang = (scan.region[:, :2] - 0.5) * scan.fov_ang.unsqueeze(1)
+        size_ang = scan.region[:, 2:] * scan.fov_ang.unsqueeze(1)
+        x = corner_ang[:, :1] + size_ang[:, :1] * _pixel_centres(width, self.device)
+        y = corner_ang[:, 1:] + size_ang[:, 1:] * _pixel_centres(height, self.device)
+        skew = drift.distortion  # true = distortion @ wanted, upper triangular
+        shift = state.beam_shift_ang[rows].unsqueeze(1) - _rows_between(knots, height)  # (n, H, 2)
+        shift = shift + torch.stack((skew[:, 0, 1:] * y, torch.zeros_like(y)), dim=-1)
+        if config.detector.line_jitter_ang > 0.0:
+            shift = shift + line_jitter_ang(self._draws, rows, height, config.detector)
+        x, y = skew[:, 0, :1] * x, skew[:, 1, 1:] * y
+        cell, current = state.specimen.cell_ang[rows], state.current_pa[rows]
+        fraction = imaging.scan_image(state.coefficients[rows], cell, x, y, shift) + self._haze(rows)[:, None, None]
+        mean = expected_electrons(fraction, current, scan.dwell_s, config.detector)
+        counts = detect(mean, self._draws, rows, config.detector)
+        electrons = current * scan.dwell_s * (height * width * ELECTRONS_PER_PC)
+        state.fov_ang[rows] = scan.fov_ang
+        true_x, true_y = x + shift[:, :, 0].mean(1, keepdim=True), y + shift[:, :, 1]
+        state.dose_map[rows] += dose.frame_map(electrons, true_x, true_y, cell, self._bins)
+        self._spend(rows, seconds, electrons, drift)
+        if config.removal is not None:
+            atoms = self._fragile_places(rows)
+            corner = corner_ang + shift.mean(1)
+            self._remove(config.removal, rows, dose.dose_in_frame(atoms, electrons, corner, size_ang, cell))
+        areal = electrons / (size_ang[:, 0] * size_ang[:, 1])
+        calibration = {
+            "fov_ang": scan.fov_ang,
+            "region": scan.region,
+            "pixel_dwell_s": scan.dwell_s,
+            "electrons_per_pixel": electrons / (height * width),
+            **self._detector_calibration(electrons),
+        }
+        data = {"images": counts.unsqueeze(1)}
+        return Reading("Scan", rows, seconds, electrons, areal, data, calibration)
+
+    def _park(self, park: Park) -> Reading:
+        place = torch.stack((park.x, park.y), dim=-1)
+        self._now.place[park.rows] = place
+        return self._pass_time(park, torch.full_like(park.x, self.config.overheads.park_s), {"place": place})
+
+    def _dwell(self, dwell: Dwell) -> Reading:
+        config, state, rows = self.config, self._now, dwell.rows
+        samples = dwell.trace or PATH_SAMPLES
+        sample_s = dwell.time_s / samples
+        knots, drift = self._advance(rows, sample_s.unsqueeze(1).expand(-1, samples))
+        wanted = (state.place[rows] - 0.5) * state.fov_ang[rows].unsqueeze(1)
+        place = (drift.distortion * wanted.unsqueeze(1)).sum(2) + state.beam_shift_ang[rows]
+        path = place.unsqueeze(1) - 0.5 * (knots[:, 1:] + knots[:, :-1])  # (n, J, 2)
+        cell, current = state.specimen.cell_ang[rows], state.current_pa[rows]
+        fraction = imaging.probe_signal(state.coefficients[rows], cell, path) + self._haze(rows).unsqueeze(1)
+        counts = detect(
+            expected_electrons(fraction, current, sample_s, config.detector), self._draws, rows, config.detector
+        )
+        used = torch.full_like(rows, samples)
+        if dwell.stop is not None:
+            used = _samples_until(counts, dwell.stop)
+            drift = _drift_at(used, knots, take_rows(state.drift, rows), drift)
+            counts = torch.where(torch.arange(samples, device=self.device) < used.unsqueeze(1), counts, torch.nan)
+        seconds = sample_s * used
+        electrons = current * seconds * ELECTRONS_PER_PC
+        path = torch.gather(path, 1, _stretch(used).unsqueeze(-1).expand(-1, -1, 2))  # (n, P, 2) of what was exposed
+        state.probe_path_ang[rows] = path
+        state.dose_map[rows] += dose.point_map(electrons, path, cell, self._bins)
+        self._spend(rows, seconds, electrons, drift)
+        if config.removal is not None:
+            atoms = self._fragile_places(rows)
+            areal = dose.dose_of_probe(atoms, electrons, path, cell, self._probe_fwhm_ang)
+            self._remove(config.removal, rows, areal)
+        calibration = {
+            "sample_s": sample_s,
+            "electrons_per_sample": current * sample_s * ELECTRONS_PER_PC,
+            **self._detector_calibration(electrons),
+        }
+        mean_areal = electrons / (0.25 * torch.pi * self._probe_fwhm_ang**2)
+        data = {"place": state.place[rows]} | ({"trace": counts} if dwell.trace else {})
+        return Reading("Dwell", rows, seconds, electrons, mean_areal, data, calibration)
+
+    def _move_stage(self, move: MoveStage) -> Reading:
+        rows, drift = move.rows, self._now.drift
+        step = torch.stack((move.dx_ang, move.dy_ang), dim=-1)
+        write_rows(drift, rows, move_stage(self.config.drift, take_rows(drift, rows), step))
+        return self._pass_time(move, torch.full_like(move.dx_ang, self.config.overheads.stage_s))
+
+    def _set(self, control: Set) -> Reading:
+        state, rows, value = self._now, control.rows, control.value
+        if control.name == "current_pa":
+            state.current_pa[rows] = value
+        elif control.name == "defocus_ang":
+            state.defocus_ang[rows] = value
+            cell = state.specimen.cell_ang[rows]
+            state.transfer[rows] = self._transfer(cell, value)
+            specimen = take_rows(state.specimen, rows)
+            state.coefficients[rows] = self._image(state.structure[rows], state.transfer[rows], specimen, value)
+        else:
+            state.beam_shift_ang[rows, int(control.name == "beam_shift_y_ang")] = value
+        return self._pass_time(control, torch.full_like(value, self.config.overheads.set_s))
+
+    def _blank(self, blank: Blank) -> Reading:
+        self._now.blanked[blank.rows] = blank.on
+        return no_dose(blank, torch.zeros(len(blank.rows), device=self.device))
+
+    def _wait(self, wait: Wait) -> Reading:
+        return self._pass_time(wait, wait.time_s)
+
+    def _read(self, read: Read) -> Reading:
+        state = self._now
+        values = {
+            "beam_shift_x_ang": state.beam_shift_ang[:, 0],
+            "beam_shift_y_ang": state.beam_shift_ang[:, 1],
+            "blanked": state.blanked,
+        }
+        value = values[read.name] if read.name in values else getattr(state, read.name)
+        zero = torch.zeros(len(read.rows), device=self.device)
+        return no_dose(read, zero, {"value": value[read.rows].float()})
+
+    def _pass_time(
+        self, instruction: Instruction, seconds: Tensor, data: Mapping[str, Tensor] | None = None
+    ) -> Reading:
+        _, drift = self._advance(instruction.rows, seconds.unsqueeze(1))
+        self._spend(instruction.rows, seconds, torch.zeros_like(seconds), drift)
+        return no_dose(instruction, seconds, data)
+
+    def _spend(self, rows: Tensor, seconds: Tensor, electrons: Tensor, drift: DriftState) -> None:
+        state = self._now
+        write_rows(state.drift, rows, drift)
+        state.clock_s[rows] += seconds
+        state.electrons[rows] += electrons.double()
+
+    def _haze(self, rows: Tensor) -> Tensor:
+        """Collected fraction (n,) of the contamination that the dose so far has gathered."""
+        state = self._now
+        cell = state.specimen.cell_ang[rows]
+        mean_dose = state.electrons[rows].float() / (cell[:, 0] * cell[:, 1])
+        return self.config.contamination_per_dose * mean_dose
+
+    def _fragile_places(self, rows: Tensor) -> Tensor:
+        site = self._now.fragile.site[rows]
+        return torch.gather(self._now.specimen.xy_ang[rows], 1, site.unsqueeze(-1).expand(-1, -1, 2))
+
+    def _remove(self, model: removal.RemovalModel, rows: Tensor, dose_e_per_ang2: Tensor) -> None:
+        """Take away the atoms that the dose (n, V) removes, from the specimen and from its image."""
+        state = self._now
+        specimen, fragile = take_rows(state.specimen, rows), take_rows(state.fragile, rows)
+        there = fragile.there & specimen.present.gather(1, fragile.site)
+        lost = there & removal.lost_atoms(model, dose_e_per_ang2, self._draws, rows)
+        energy = torch.full((len(rows),), self.config.probe.energy_kev, device=self.device)
+        detector = self.config.detector
+        weights = imaging.atom_weights_ang2(specimen, energy, detector.inner_mrad, detector.outer_mrad)
+        weight = weights.gather(1, fragile.site) * lost
+        sigma = specimen.thermal_sigma_ang.gather(1, fragile.site)
+        place = self._fragile_places(rows)
+        change = -imaging.scatterer_coefficients(specimen.cell_ang, place, weight, sigma, self.harmonics)
+        state.structure[rows] += change
+        state.coefficients[rows] += change * state.transfer[rows]
+        kept = specimen.present.scatter(1, fragile.site, specimen.present.gather(1, fragile.site) & ~lost)
+        state.specimen.present[rows] = kept
+
+    def _detector_calibration(self, like: Tensor) -> dict[str, Tensor]:
+        detector = self.config.detector
+        return {
+            "counts_per_electron": torch.full_like(like, detector.gain),
+            "counts_offset": torch.full_like(like, detector.offset),
+        }
+
+
+def _capabilities(config: Microscope) -> Capabilities:
+    shift = Limits(-1000.0, 1000.0)
+    settable = {
+        "current_pa": Limits(0.1, 1000.0),
+        "defocus_ang": Limits(-500.0, 500.0),
+        "beam_shift_x_ang": shift,
+        "beam_shift_y_ang": shift,
+    }
+    time = Limits(1e-6, 1000.0)
+    limits = {
+        "Scan.fov_ang": Limits(1.0, 1000.0),
+        "Scan.dwell_s": Limits(1e-8, 1.0),
+        "Scan.region": Limits(0.0, 1.0),
+        "Park.x": Limits(0.0, 1.0),
+        "Park.y": Limits(0.0, 1.0),
+        "Dwell.time_s": time,
+        "Wait.time_s": Limits(0.0, 1e5),
+        "MoveStage.dx_ang": Limits(-1e4, 1e4),
+        "MoveStage.dy_ang": Limits(-1e4, 1e4),
+    }
+    verbs = {"Scan", "Park", "Dwell", "MoveStage", "Set", "Blank", "Wait", "Read"}
+    readable = frozenset({*_READABLE, "blanked"})
+    return Capabilities(frozenset(verbs), frozenset({"haadf"}), settable, readable, limits, None, True)
+
+
+def _check_region(region: Tensor) -> None:
+    end = region[:, :2] + region[:, 2:]
+    if bool((region[:, 2:] <= 0.0).any() | (end > 1.0 + 1e-5).any()):
+        raise InstructionError(
+            "Scan.region is (left, top, width, height) in fractions of the frame, with positive size and inside it; "
+            f"given {region.tolist()[:4]}."
+        )
+
+
+def _pixel_centres(count: int, device: torch.device) -> Tensor:
+    return (torch.arange(count, device=device) + 0.5) / count
+
+
+def _rows_between(knots: Tensor, rows: int) -> Tensor:
+    """Displacements (n, rows, 2) at the middle times of evenly timed rows, straight between knots (n, J + 1, 2)."""
+    at = _pixel_centres(rows, knots.device) * (knots.shape[1] - 1)
+    left = at.floor().long()
+    share = (at - left)[:, None]
+    return knots[:, left] * (1.0 - share) + knots[:, left + 1] * share
+
+
+def _samples_until(counts: Tensor, rule: TraceRule) -> Tensor:
+    """How many samples (n,) of a trace (n, J) are recorded before the rule stops it; all of them if it never does."""
+    samples = counts.shape[1]
+    baseline = counts[:, : rule.baseline_samples].mean(1, keepdim=True)
+    running = torch.nn.functional.avg_pool1d(counts.unsqueeze(1), rule.window_samples, stride=1).squeeze(1)
+    end = torch.arange(rule.window_samples, samples + 1, device=counts.device)  # samples used by each window
+    hit = torch.zeros_like(running, dtype=torch.bool)
+    if rule.rise is not None:
+        hit = hit | (running >= baseline * (1.0 + rule.rise))
+    if rule.fall is not None:
+        hit = hit | (running <= baseline * (1.0 - rule.fall))
+    hit = hit & (end > rule.baseline_samples)
+    return torch.where(hit, end, samples).amin(1)
+
+
+def _stretch(used: Tensor) -> Tensor:
+    """Indices (n, PATH_SAMPLES) that spread evenly over the first `used` (n,) samples."""
+    at = (torch.arange(PATH_SAMPLES, device=used.device) + 0.5) / PATH_SAMPLES
+    return (at * used.unsqueeze(1)).long()
+
+
+def _drift_at(used: Tensor, knots: Tensor, before: DriftState, after: DriftState) -> DriftState:
+    """The drift when a dwell of J samples stopped after `used` (n,): exact in place, between the ends in velocity."""
+    share = (used / (knots.shape[1] - 1)).unsqueeze(1)
+    creep = before.creep_ang + share * (after.creep_ang - before.creep_ang)
+    place = torch.gather(knots, 1, used[:, None, None].expand(-1, 1, 2)).squeeze(1)
+    velocity = before.velocity_ang_per_s + share * (after.velocity_ang_per_s - before.velocity_ang_per_s)
+    return DriftState(place + creep, velocity, creep, after.distortion)
+
+
+def _load_surrogate(config: Microscope, device: torch.device) -> Any:
+    if not config.surrogate:
+        return None
+    from stem_gym.surrogates.imaging import load_imaging_surrogate  # weights are read only where they are used
+
+    return load_imaging_surrogate(device=device)

@@ -1,0 +1,481 @@
+"""Atom targeting: find the atoms of one kind and hold the probe on them through drift, at low dose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from pydantic import Field
+from torch import Tensor
+
+from stem_gym.core.config import Config
+from stem_gym.core.elements import atomic_number_of
+from stem_gym.core.errors import ConfigError
+from stem_gym.core.instructions import FULL_FRAME, Dwell, Instruction, Park, Reading, Scan
+from stem_gym.core.periodic import nearest_image
+from stem_gym.core.task import Marks, Needs, Observation, Score, Task
+
+TRACE_SAMPLES = 16
+_MARKED_DWELLS = 32  # the last dwells that a picture shows
+_FAR_ANG = 1e6
+
+
+class AtomTargetingConfig(Config):
+    """Settings of the task; what they mean to the agent is in the docstring of AtomTargeting."""
+
+    kind: Literal["atom_targeting"] = "atom_targeting"
+    """this task"""
+    element: str
+    """symbol of the atoms that are wanted"""
+    targets: int = Field(ge=1, le=64)
+    """how many of them must be served"""
+    wanted_electrons: float = Field(gt=0)
+    """electrons to deliver to each target"""
+    radius_ang: float = Field(gt=0, le=5)
+    """an electron counts when the probe stands within this distance of a target"""
+    fov_ang: float = Field(ge=4, le=200)
+    """side of the full frame"""
+    pixels: int = Field(ge=16, le=512)
+    """pixels along a side of every frame, full or partial"""
+    probe_fwhm_ang: float = Field(gt=0)
+    """full width of the probe, of which a pixel must stay under half"""
+    scan_side_min_ang: float = Field(gt=0)
+    """side of the smallest partial frame"""
+    pixel_dwell_min_s: float = Field(gt=0)
+    """shortest dwell on a pixel of a frame"""
+    pixel_dwell_max_s: float = Field(gt=0)
+    """longest dwell on a pixel of a frame"""
+    dwell_min_s: float = Field(gt=0)
+    """shortest dwell at a parked place"""
+    dwell_max_s: float = Field(gt=0)
+    """longest dwell at a parked place"""
+    image_full_scale: float = Field(gt=0)
+    """collected fraction that is drawn as white"""
+    accepted_fraction: float = Field(gt=0)
+    """collected fraction above which a dwell is believed to be on a target"""
+    site_merge_ang: float = Field(gt=0)
+    """accepted dwells closer than this to a known site belong to it"""
+    elsewhere_weight: float = Field(ge=0)
+    """reward lost per wanted number of electrons that fell elsewhere"""
+    time_weight: float = Field(ge=0)
+    """reward lost per minute"""
+    scores_from: Literal["truth", "perception"] = "truth"
+    """what the reward is made of where both are known; an instrument without truth always gives perception"""
+
+
+@dataclass(frozen=True)
+class State:
+    """One episode a row: first what the operator knows, then the judge's book."""
+
+    image: Tensor  # (B, H, W) uint8, last frame
+    region: Tensor  # (B, 4) of the last frame
+    frame_s: Tensor  # (B,) when it was taken
+    pixel_dwell_s: Tensor  # (B,) with which dwell
+    clock_s: Tensor  # (B,)
+    place: Tensor  # (B, 2) parked probe
+    trace: Tensor  # (B, 6) last dwell's trace in a few numbers
+    dwelled_s: Tensor  # (B,) when it ended
+    site: Tensor  # (B, N, 2) perceived sites, fractions of the reference frame
+    site_electrons: Tensor  # (B, N) delivered there by own account
+    dwell_places: Tensor  # (B, D, 2) last dwells, NaN where none
+    seen_useful: Tensor  # (B,) electrons, by own account
+    seen_before: Tensor  # (B,) the same before this step
+    known: Tensor  # (B,) bool, whether the targets below were looked up
+    target: Tensor  # (B, N) int64 index of the atoms
+    is_target: Tensor  # (B, N) bool
+    delivered: Tensor  # (B, N) electrons within the radius, from truth
+    useful: Tensor  # (B,) of those, not more than wanted
+    electrons: Tensor  # (B,)
+    squared_error_ang2: Tensor  # (B,) summed over dwells
+    dwells: Tensor  # (B,)
+    lost: Tensor  # (B,) bool, no target left to serve
+    score_truth: Tensor  # (B,) return so far
+    score_perceived: Tensor  # (B,)
+
+
+class AtomTargeting(Task[State]):
+    """Deliver a wanted number of electrons to each atom of one kind while the sample drifts.
+
+    ## Action: `Box(-1, 1, (5,))`
+
+    | number | meaning |
+    |---|---|
+    | 0 kind | ≥ 0: scan a frame; < 0: park and dwell |
+    | 1, 2 place | (a + 1)/2 is the fraction (x, y) of the reference frame: centre of the scan, or the parked place |
+    | 3 size | side of the scan, linear from `scan_side_min_ang` to the full frame; it is moved inside the frame |
+    | 4 time | dwell per pixel, or at the place; logarithmic from the shortest to the longest |
+
+    ## Observation: `Dict`
+
+    | key | meaning |
+    |---|---|
+    | `image` (2, H, W) | uint8: last frame (255 = `image_full_scale`); delivered by own account (255 = wanted) |
+    | `region` (4,) | left, top, width, height of both, in fractions of the reference frame |
+    | `frame` (2,) | its pixel dwell / longest; its age / (10 s), at most 1 |
+    | `dwell` (6,) | see below |
+    | `probe` (2,) | parked place |
+    | `delivered` (N, 3) | sites by own account: x, y, electrons / wanted (at most 2); zeros where none |
+    | `budget` (3,) | what is left of steps, seconds and electrons |
+
+    `dwell` tells the last dwell's ADF trace in units of 4 × `accepted_fraction`: mean, first quarter, last quarter,
+    lowest sample; then its time / longest; its age / (10 s).
+
+    ## Reward
+
+    useful electrons (within `radius_ang` of a target, up to the wanted number) / wanted
+    − `elsewhere_weight` × other electrons / wanted − `time_weight` × minutes; each term is in `info`.
+    From truth in simulation; elsewhere an electron counts whose ADF signal was above `accepted_fraction`.
+
+    ## Start and end
+
+    A full frame at the middle pixel dwell is taken first, and paid for. The episode ends when `targets` atoms have what
+    was wanted, when none is left to serve, or with the budget.
+
+    Version 0: first release.
+    """
+
+    Config = AtomTargetingConfig
+    needs = Needs(verbs=frozenset({"Scan", "Park", "Dwell"}), detectors=frozenset({"haadf"}))
+
+    def __init__(self, config: AtomTargetingConfig) -> None:
+        self.config: AtomTargetingConfig = config
+        self._atomic_number = atomic_number_of(config.element)
+        _check(config)
+        size = config.pixels
+        unit: dict[str, Any] = {"low": 0.0, "high": 1.0, "dtype": np.float32}
+        self.action_space = spaces.Box(-1.0, 1.0, (5,), np.float32)
+        self.observation_space = spaces.Dict(
+            {
+                "image": spaces.Box(0, 255, (2, size, size), np.uint8),
+                "region": spaces.Box(shape=(4,), **unit),
+                "frame": spaces.Box(shape=(2,), **unit),
+                "dwell": spaces.Box(0.0, 4.0, (6,), np.float32),
+                "probe": spaces.Box(shape=(2,), **unit),
+                "delivered": spaces.Box(0.0, 2.0, (config.targets, 3), np.float32),
+            }
+        )
+
+    def start(self, rows: int, device: torch.device) -> State:
+        """Nothing seen, nothing delivered."""
+        zero = torch.zeros(rows, device=device)
+        pair = torch.zeros(rows, 2, device=device)
+        slots = torch.zeros(rows, self.config.targets, device=device)
+        size = self.config.pixels
+        return State(
+            image=torch.zeros(rows, size, size, dtype=torch.uint8, device=device),
+            region=torch.tensor(FULL_FRAME, device=device).repeat(rows, 1),
+            frame_s=zero,
+            pixel_dwell_s=zero,
+            clock_s=zero,
+            place=pair + 0.5,
+            trace=torch.zeros(rows, 6, device=device),
+            dwelled_s=zero,
+            site=torch.zeros(rows, self.config.targets, 2, device=device),
+            site_electrons=slots,
+            dwell_places=torch.full((rows, _MARKED_DWELLS, 2), torch.nan, device=device),
+            seen_useful=zero,
+            seen_before=zero,
+            known=torch.zeros(rows, dtype=torch.bool, device=device),
+            target=slots.long(),
+            is_target=slots.bool(),
+            delivered=slots,
+            useful=zero,
+            electrons=zero,
+            squared_error_ang2=zero,
+            dwells=zero,
+            lost=torch.zeros(rows, dtype=torch.bool, device=device),
+            score_truth=zero,
+            score_perceived=zero,
+        )
+
+    def opening(self, state: State, rows: Tensor) -> Sequence[Instruction]:
+        """One full frame."""
+        config = self.config
+        dwell_s = (config.pixel_dwell_min_s * config.pixel_dwell_max_s) ** 0.5
+        region = torch.tensor(FULL_FRAME, device=rows.device).repeat(len(rows), 1)
+        return [self._scan(rows, region, torch.full((len(rows),), dwell_s, device=rows.device))]
+
+    def plan(self, state: State, action: Tensor, rows: Tensor) -> Sequence[Instruction]:
+        """Scans for some rows, park and dwell for the others."""
+        config = self.config
+        action = action[rows]
+        scans = action[:, 0] >= 0.0
+        part = (0.5 * (action[:, 1:] + 1.0)).clamp(0.0, 1.0)  # (n, 4) x, y, size, time; rounding beyond the ends is cut
+        place = part[:, :2]
+        smallest = config.scan_side_min_ang / config.fov_ang
+        side = (smallest + (1.0 - smallest) * part[:, 2:3]).expand(-1, 2)
+        corner = torch.minimum((place - 0.5 * side).clamp(min=0.0), 1.0 - side)
+        region = torch.cat((corner, side), dim=1)
+        pixel_s = _between(config.pixel_dwell_min_s, config.pixel_dwell_max_s, part[:, 3])
+        dwell_s = _between(config.dwell_min_s, config.dwell_max_s, part[:, 3])
+        frames, stays = scans.nonzero().squeeze(1), (~scans).nonzero().squeeze(1)
+        instructions: list[Instruction] = []
+        if len(frames):
+            instructions.append(self._scan(rows[frames], region[frames], pixel_s[frames]))
+        if len(stays):
+            instructions.append(Park(rows[stays], place[stays, 0], place[stays, 1]))
+            instructions.append(Dwell(rows[stays], dwell_s[stays], trace=TRACE_SAMPLES))
+        return instructions
+
+    def observe(self, state: State, readings: Sequence[Reading]) -> tuple[State, Observation]:
+        """The operator's view after the readings."""
+        for reading in readings:
+            rows = reading.rows
+            state = replace(
+                state,
+                clock_s=state.clock_s.index_add(0, rows, reading.seconds),
+                electrons=state.electrons.index_add(0, rows, reading.electrons),
+            )
+            if reading.verb == "Scan":
+                state = self._see_frame(state, reading)
+            elif reading.verb == "Dwell":
+                state = self._see_dwell(state, reading)
+        return state, self._observation(state)
+
+    def score(self, state: State, readings: Sequence[Reading], truth: Mapping[str, Tensor]) -> tuple[State, Score]:
+        """Reward, end and metrics, from truth where there is some and from perception where not."""
+        wanted = self.config.wanted_electrons
+        spent, seconds = _spent(readings, state)
+        seen_before, true_before = state.seen_before, state.useful
+        for_truth = bool(truth)
+        if for_truth:
+            state = self._judge(self._look_up_targets(state, truth), readings, truth)
+        terms_seen = self._terms(state.seen_useful - seen_before, spent, seconds)
+        terms_true = self._terms(state.useful - true_before, spent, seconds)
+        reward_seen, reward_true = _sum(terms_seen), _sum(terms_true)
+        state = replace(
+            state,
+            seen_before=state.seen_useful,
+            score_perceived=state.score_perceived + reward_seen,
+            score_truth=state.score_truth + reward_true if for_truth else state.score_truth,
+        )
+        by_truth = for_truth and self.config.scores_from == "truth"
+        served = ((state.delivered >= wanted) & state.is_target).sum(1)
+        seen = (state.site_electrons >= wanted).sum(1)
+        needed = state.is_target.sum(1).clamp(min=1) if for_truth else torch.full_like(seen, self.config.targets)
+        success, success_seen = served >= needed, seen >= self.config.targets
+        lost = state.lost & ~success if for_truth else torch.zeros_like(success)
+        metrics = {
+            **(terms_true if by_truth else terms_seen),
+            "targets_served": (served if for_truth else seen).float(),
+            "targets_served_perceived": seen.float(),
+            "success": (success if for_truth else success_seen).float(),
+            "success_perceived": success_seen.float(),
+            "useful_share": (state.useful if for_truth else state.seen_useful) / state.electrons.clamp(min=1.0),
+            "score_perceived": state.score_perceived,
+        }
+        if for_truth:
+            metrics["score_truth"] = state.score_truth
+            metrics["pointing_error_pm"] = 100.0 * torch.sqrt(state.squared_error_ang2 / state.dwells)
+        reward = reward_true if by_truth else reward_seen
+        terminated = (success if by_truth else success_seen) | lost
+        return state, Score(reward, terminated, metrics)
+
+    def marks(self, state: State, truth: Mapping[str, Tensor]) -> Marks:
+        """Last frame, probe, last dwells, and the targets where they are known."""
+        if truth:
+            targets = _gather(truth["atom_xy_ang"], state.target) - truth["frame_centre_ang"].unsqueeze(1)
+            targets = nearest_image(targets, truth["cell_ang"].unsqueeze(1)) / truth["fov_ang"][:, None, None] + 0.5
+            targets = torch.where(state.is_target.unsqueeze(-1), targets, torch.nan)
+        else:
+            targets = torch.where((state.site_electrons > 0).unsqueeze(-1), state.site, torch.nan)
+        return Marks(state.place, state.dwell_places, targets, state.image.float() / 255.0, state.region)
+
+    def _scan(self, rows: Tensor, region: Tensor, dwell_s: Tensor) -> Scan:
+        config = self.config
+        fov = torch.full((len(rows),), config.fov_ang, device=rows.device)
+        return Scan(rows, fov, (config.pixels, config.pixels), dwell_s, region)
+
+    def _see_frame(self, state: State, reading: Reading) -> State:
+        rows, calibration = reading.rows, reading.calibration
+        fraction = _fraction(reading.data["images"][:, 0], calibration, "electrons_per_pixel")
+        image = (fraction * (255.0 / self.config.image_full_scale)).round().clamp(0.0, 255.0).to(torch.uint8)
+        return replace(
+            state,
+            image=state.image.index_copy(0, rows, image),
+            region=state.region.index_copy(0, rows, calibration["region"]),
+            frame_s=state.frame_s.index_copy(0, rows, state.clock_s[rows]),
+            pixel_dwell_s=state.pixel_dwell_s.index_copy(0, rows, calibration["pixel_dwell_s"]),
+        )
+
+    def _see_dwell(self, state: State, reading: Reading) -> State:
+        config, rows, place = self.config, reading.rows, reading.data["place"]
+        fraction = _fraction(reading.data["trace"], reading.calibration, "electrons_per_sample")  # (n, J)
+        accepted = reading.electrons * (fraction > config.accepted_fraction).float().mean(1)
+        quarter = TRACE_SAMPLES // 4
+        signal = torch.stack(
+            (fraction.mean(1), fraction[:, :quarter].mean(1), fraction[:, -quarter:].mean(1), fraction.amin(1)), dim=1
+        ) / (4.0 * config.accepted_fraction)
+        zero = torch.zeros_like(reading.seconds)
+        trace = torch.cat((signal, torch.stack((reading.seconds / config.dwell_max_s, zero), dim=1)), dim=1)
+        site, electrons = self._credit(state.site[rows], state.site_electrons[rows], place, accepted)
+        gain = electrons.clamp(max=config.wanted_electrons) - state.site_electrons[rows].clamp(
+            max=config.wanted_electrons
+        )
+        marks = torch.cat((state.dwell_places[rows, 1:], place.unsqueeze(1)), dim=1)
+        return replace(
+            state,
+            place=state.place.index_copy(0, rows, place),
+            trace=state.trace.index_copy(0, rows, trace),
+            dwelled_s=state.dwelled_s.index_copy(0, rows, state.clock_s[rows]),
+            site=state.site.index_copy(0, rows, site),
+            site_electrons=state.site_electrons.index_copy(0, rows, electrons),
+            dwell_places=state.dwell_places.index_copy(0, rows, marks),
+            seen_useful=state.seen_useful.index_add(0, rows, gain.sum(1)),
+        )
+
+    def _credit(self, site: Tensor, electrons: Tensor, place: Tensor, accepted: Tensor) -> tuple[Tensor, Tensor]:
+        """Sites (n, N, 2) and their electrons (n, N) after a dwell at `place` of which `accepted` (n,) are believed.
+
+        The electrons go to the nearest known site within reach, else to the first free one; the site moves along.
+        """
+        empty = electrons <= 0.0
+        distance_ang = (site - place.unsqueeze(1)).norm(dim=-1) * self.config.fov_ang
+        distance_ang = torch.where(empty, _FAR_ANG, distance_ang)
+        nearest_ang, nearest = distance_ang.min(1)
+        reachable = nearest_ang < self.config.site_merge_ang
+        slot = torch.where(reachable, nearest, empty.float().argmax(1))
+        takes = (accepted > 0.0) & (reachable | empty.any(1))
+        chosen = torch.nn.functional.one_hot(slot, site.shape[1]).bool() & takes.unsqueeze(1)
+        moved = torch.where(chosen.unsqueeze(-1), place.unsqueeze(1), site)
+        return moved, electrons + chosen * accepted.unsqueeze(1)
+
+    def _observation(self, state: State) -> Observation:
+        config = self.config
+        share = (state.site_electrons / config.wanted_electrons).clamp(max=2.0)
+        age = ((state.clock_s - state.frame_s) / 10.0).clamp(0.0, 1.0)
+        trace = torch.cat(
+            (
+                state.trace[:, :5].clamp(0.0, 4.0),
+                ((state.clock_s - state.dwelled_s) / 10.0).clamp(0.0, 1.0).unsqueeze(1),
+            ),
+            dim=1,
+        )
+        known = (share > 0.0).unsqueeze(-1)
+        return {
+            "image": torch.stack((state.image, self._draw_delivered(state, share)), dim=1),
+            "region": state.region.clone(),
+            "frame": torch.stack((state.pixel_dwell_s / config.pixel_dwell_max_s, age), dim=1).clamp(0.0, 1.0),
+            "dwell": trace,
+            "probe": state.place.clone(),
+            "delivered": torch.cat((state.site * known, share.unsqueeze(-1)), dim=-1),
+        }
+
+    def _draw_delivered(self, state: State, share: Tensor) -> Tensor:
+        """The sites as soft spots on the region of the last frame: (B, H, W) uint8."""
+        size, region = self.config.pixels, state.region
+        centre = (torch.arange(size, device=share.device) + 0.5) / size
+        sigma = self.config.probe_fwhm_ang / self.config.fov_ang
+        x = region[:, 0:1] + region[:, 2:3] * centre  # (B, W) fractions of the reference frame
+        y = region[:, 1:2] + region[:, 3:4] * centre
+        along_x = torch.exp(-0.5 * ((x.unsqueeze(1) - state.site[:, :, :1]) / sigma).square())  # (B, N, W)
+        along_y = torch.exp(-0.5 * ((y.unsqueeze(1) - state.site[:, :, 1:]) / sigma).square())
+        spots = torch.bmm((along_y * (255.0 * share.clamp(max=1.0)).unsqueeze(-1)).transpose(1, 2), along_x)
+        return spots.clamp(max=255.0).to(torch.uint8)
+
+    def _look_up_targets(self, state: State, truth: Mapping[str, Tensor]) -> State:
+        """The wanted atoms inside the first frame, nearest to its centre first; once an episode."""
+        if bool(state.known.all()):
+            return state
+        centre = truth["frame_centre_ang"].unsqueeze(1)
+        away = nearest_image(truth["atom_xy_ang"] - centre, truth["cell_ang"].unsqueeze(1)).abs().amax(-1)
+        inside = away < 0.5 * truth["fov_ang"].unsqueeze(1)
+        candidate = inside & truth["present"] & (truth["atomic_number"] == self._atomic_number)
+        rank, index = torch.where(candidate, -away, -_FAR_ANG).topk(self.config.targets, dim=1)
+        fresh = ~state.known.unsqueeze(1)
+        return replace(
+            state,
+            target=torch.where(fresh, index, state.target),
+            is_target=torch.where(fresh, rank > -_FAR_ANG, state.is_target),
+            known=torch.ones_like(state.known),
+        )
+
+    def _judge(self, state: State, readings: Sequence[Reading], truth: Mapping[str, Tensor]) -> State:
+        """Book what the dwells truly delivered."""
+        wanted = self.config.wanted_electrons
+        present = torch.gather(truth["present"], 1, state.target) & state.is_target
+        unserved = state.is_target & (state.delivered < wanted)
+        state = replace(state, lost=~(present & unserved).any(1))
+        for reading in readings:
+            if reading.verb != "Dwell":
+                continue
+            rows = reading.rows
+            atom = _gather(truth["atom_xy_ang"][rows], state.target[rows])  # (n, N, 2)
+            delta = truth["probe_path_ang"][rows].unsqueeze(1) - atom.unsqueeze(2)
+            square = nearest_image(delta, truth["cell_ang"][rows][:, None, None]).square().sum(-1)  # (n, N, P)
+            square = torch.where(state.is_target[rows].unsqueeze(-1), square, _FAR_ANG)
+            near = (square < self.config.radius_ang**2) & present[rows].unsqueeze(-1)
+            delivered = state.delivered[rows] + near.float().mean(2) * reading.electrons.unsqueeze(1)
+            useful = delivered.clamp(max=wanted).sum(1)
+            state = replace(
+                state,
+                delivered=state.delivered.index_copy(0, rows, delivered),
+                useful=state.useful.index_copy(0, rows, useful),
+                squared_error_ang2=state.squared_error_ang2.index_add(0, rows, square.mean(2).amin(1)),
+                dwells=state.dwells.index_add(0, rows, torch.ones_like(useful)),
+            )
+        return state
+
+    def _terms(self, useful: Tensor, spent: Tensor, seconds: Tensor) -> dict[str, Tensor]:
+        """The three terms of the reward of a step."""
+        config = self.config
+        return {
+            "reward_useful": useful / config.wanted_electrons,
+            "reward_elsewhere": -config.elsewhere_weight * (spent - useful) / config.wanted_electrons,
+            "reward_time": -config.time_weight * seconds / 60.0,
+        }
+
+
+def _check(config: AtomTargetingConfig) -> None:
+    """Refuse settings that contradict each other."""
+    pixel_ang = config.fov_ang / config.pixels
+    if pixel_ang > 0.5 * config.probe_fwhm_ang:
+        raise ConfigError(
+            f"A pixel of {pixel_ang:.3g} Å is more than half the probe's {config.probe_fwhm_ang:.3g} Å; "
+            f"use at least {int(2.0 * config.fov_ang / config.probe_fwhm_ang) + 1} pixels or a smaller fov_ang."
+        )
+    for low, high in (
+        ("pixel_dwell_min_s", "pixel_dwell_max_s"),
+        ("dwell_min_s", "dwell_max_s"),
+        ("scan_side_min_ang", "fov_ang"),
+    ):
+        if not getattr(config, low) < getattr(config, high):
+            raise ConfigError(
+                f"{low} must be below {high}; given {getattr(config, low):g} and {getattr(config, high):g}."
+            )
+
+
+def _between(low: float, high: float, part: Tensor) -> Tensor:
+    """Logarithmic from low (part 0) to high (part 1)."""
+    return low * (high / low) ** part
+
+
+def _fraction(counts: Tensor, calibration: Mapping[str, Tensor], electrons: str) -> Tensor:
+    """Collected fraction of the beam from counts (n, …)."""
+    shape = (-1,) + (1,) * (counts.dim() - 1)
+    gain, offset, beam = (
+        calibration[key].reshape(shape) for key in ("counts_per_electron", "counts_offset", electrons)
+    )
+    return (counts - offset) / (gain * beam)
+
+
+def _gather(places: Tensor, index: Tensor) -> Tensor:
+    """Places (B, K, 2) at indices (B, N): (B, N, 2)."""
+    return torch.gather(places, 1, index.unsqueeze(-1).expand(-1, -1, 2))
+
+
+def _sum(terms: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack(tuple(terms.values())).sum(0)
+
+
+def _spent(readings: Sequence[Reading], state: State) -> tuple[Tensor, Tensor]:
+    """Electrons and seconds of the step, each (B,)."""
+    electrons, seconds = torch.zeros_like(state.clock_s), torch.zeros_like(state.clock_s)
+    for reading in readings:
+        electrons = electrons.index_add(0, reading.rows, reading.electrons)
+        seconds = seconds.index_add(0, reading.rows, reading.seconds)
+    return electrons, seconds
