@@ -109,6 +109,18 @@ def table(outcomes: Sequence[Outcome]) -> Table:
     return result
 
 
+def episode_table(outcome: Outcome) -> Table:
+    """Every episode of one agent, a column each."""
+    result = Table(title=f"{outcome.agent} on {outcome.id}", title_justify="left", title_style="bold")
+    result.add_column("episode")
+    for number in range(len(outcome.episodes)):
+        result.add_column(str(number), justify="right")
+    for name in numbers_of(outcome.episodes):
+        values = [episode[name] for episode in outcome.episodes]
+        result.add_row(name, *("yes" if v is True else "no" if v is False else shown(float(v)) for v in values))
+    return result
+
+
 def _success(row: Mapping[str, Any]) -> str:
     if "success" not in row:
         return "–"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 from importlib import metadata
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from stem_gym.core.errors import CapabilityError
+from stem_gym.core.errors import CapabilityError, PolicyError
 
 _OURS = ("make", "evaluate", "load", "names")
 
@@ -28,6 +30,24 @@ def agents_package() -> ModuleType:
         f"The installed package 'agents' is not the one of stem-gym but {_owner()} ({found.__file__}). "
         "Both use that name: install stem-gym in an environment of its own, or uninstall the other."
     )
+
+
+def policy_for(name: str, env: Any) -> Any:
+    """The policy that a name on the command line means: a folder, a shipped policy, or an agent that needs no training.
+
+    Raises UnknownNameError for a name nobody knows, PolicyError for an agent that must be trained first.
+    """
+    agents = agents_package()
+    if Path(name).is_dir() or "/" in name or agents.shipped(name, agents.face_of(env).id) is not None:
+        return agents.load(name, env)
+    policy = agents.make(name, env)
+    if policy.arrays():
+        id = agents.face_of(env).id
+        raise PolicyError(
+            f"The agent {name!r} must be trained, and no policy of it ships for {id}. "
+            f"Train one with `stem-gym train {name} {id} --out FOLDER` and give that folder instead of the name."
+        )
+    return policy
 
 
 def _owner() -> str:

@@ -1,0 +1,301 @@
+"""The `stem-gym` command: list, show, check, train, bench, deploy, demo.
+
+Exit codes: 0 done; 1 a check or a demanded figure failed; 2 bad input; 130 stopped by Ctrl-C, what was done is kept.
+An error is one message that says what was wrong, what was given and what would be right; `--debug` adds the traceback.
+Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import json as jsonlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction
+
+from stem_gym.core.errors import StemGymError
+from stem_gym.jobs.overrides import parse_overrides
+
+OK, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
+Texts = UseAppendAction[tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every command takes."""
+
+    json: bool = False
+    """Print JSON on standard output, for scripts."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class List(Common):
+    """List environments, agents, instruments and shipped policies."""
+
+    def run(self, screen: Console) -> int:
+        from stem_gym.jobs import catalogue
+
+        if self.json:
+            _print_json(catalogue.as_data())
+        else:
+            for table in catalogue.tables():
+                screen.print(table, "")
+        return OK
+
+
+@dataclass(frozen=True)
+class Show(Common):
+    """Show one environment: manual, spaces, budget and configuration with units."""
+
+    id: Positional[str] = tyro.MISSING
+    """Environment id, such as stem_gym/AtomTargeting-v0."""
+    set: Texts = ()
+    """Change a value of the configuration: KEY.PATH=VALUE, such as budget.steps=50."""
+
+    def run(self, screen: Console) -> int:
+        from stem_gym.jobs import catalogue
+
+        described = catalogue.describe(self.id, parse_overrides(self.set))
+        if self.json:
+            _print_json(described.as_data())
+        else:
+            for part in described.parts():
+                screen.print(part, "")
+        return OK
+
+
+@dataclass(frozen=True)
+class Check(Common):
+    """Run the conformance checks on one environment, or on all."""
+
+    id: Positional[str | None] = None
+    """Environment id; all, if not given."""
+    set: Texts = ()
+    """Change a value of the configuration: KEY.PATH=VALUE."""
+
+    def run(self, screen: Console) -> int:
+        from stem_gym.jobs import check
+
+        results = check.check(self.id, parse_overrides(self.set), _note(screen, self.json))
+        if self.json:
+            _print_json([result.as_data() for result in results])
+        bad = [result for result in results if result.problem]
+        screen.print(f"{len(results) - len(bad)} of {len(results)} checks passed.", style="red" if bad else "green")
+        return FAILED if bad else OK
+
+
+@dataclass(frozen=True)
+class Train(Common):
+    """Train an agent; a run that was stopped or killed goes on with --resume."""
+
+    agent: Positional[str] = tyro.MISSING
+    """Agent that learns, such as ppo."""
+    id: Positional[str] = tyro.MISSING
+    """Environment id."""
+    out: Path | None = None
+    """Folder for checkpoints, learning curve, TensorBoard and the policy (default: runs/AGENT/NAME)."""
+    resume: bool = False
+    """Go on from the last checkpoint in the folder."""
+    using: Annotated[Texts, tyro.conf.arg(name="with")] = ()
+    """Change a setting of the training: NAME=VALUE, such as steps=200000."""
+    set: Texts = ()
+    """Change a value of the environment's configuration: KEY.PATH=VALUE."""
+
+    def run(self, screen: Console) -> int:
+        from stem_gym.jobs import train
+
+        folder = self.out or Path("runs") / self.agent / self.id.rpartition("/")[2]
+        settings, overrides = parse_overrides(self.using), parse_overrides(self.set)
+        try:
+            trained = train.train(train.Training(self.agent, self.id, folder, self.resume, settings, overrides))
+        except KeyboardInterrupt:
+            return _stopped(screen, f"The checkpoint is in {folder}; go on with --resume.")
+        if self.json:
+            _print_json({"policy": str(trained), "curve": train.curve_of(folder)})
+        else:
+            train.tell(screen, trained, folder)
+        return OK
+
+
+@dataclass(frozen=True)
+class Bench(Common):
+    """Compare agents on environments, in the same worlds; a table on the screen, JSON and CSV in a folder."""
+
+    ids: Positional[tuple[str, ...]] = tyro.MISSING
+    """Environment ids."""
+    agents: str = "uniform,raster,lock_on"
+    """Agents, shipped policies or folders of saved policies, separated by commas."""
+    episodes: int = 20
+    """Episodes of each agent on each environment."""
+    seed: int = 0
+    """Seed of the worlds; every agent meets the same ones."""
+    out: Path | None = None
+    """Folder for bench.json, summary.csv and episodes.csv."""
+    require: Texts = ()
+    """Fail (exit code 1) unless a mean reaches a number: AGENT.FIGURE>=NUMBER, such as lock_on.success>=0.9."""
+    set: Texts = ()
+    """Change a value of the configuration: KEY.PATH=VALUE."""
+
+    def run(self, screen: Console) -> int:
+        from stem_gym.jobs import bench, outcome
+        from stem_gym.jobs.progress import Progress
+
+        agents = [name.strip() for name in self.agents.split(",") if name.strip()]
+        plan = bench.Plan(self.ids, agents, self.episodes, self.seed, parse_overrides(self.set))
+        outcomes: list[outcome.Outcome] = []
+        stopped = False
+        try:
+            with Progress(screen) as progress:
+                bench.bench(plan, self.out, progress.episodes, outcomes)
+        except KeyboardInterrupt:
+            stopped = True
+        if self.json:
+            _print_json(outcome.document(outcomes, self.seed))
+        else:
+            for id in dict.fromkeys(found.id for found in outcomes):
+                screen.print(outcome.table([found for found in outcomes if found.id == id]), "")
+        if self.out is not None and outcomes:
+            screen.print(f"Written to {self.out}: bench.json, summary.csv, episodes.csv")
+        if stopped:
+            return _stopped(screen, f"{len(outcomes)} of {len(self.ids) * len(agents)} comparisons are finished.")
+        missed = bench.unmet(outcomes, self.require)
+        for sentence in missed:
+            screen.print(escape(sentence), style="red")
+        return FAILED if missed else OK
+
+
+@dataclass(frozen=True)
+class Deploy(Common):
+    """Run a saved policy on an instrument and record every instruction and answer."""
+
+    policy: Positional[str] = tyro.MISSING
+    """Folder of a saved policy, name of a shipped one (ppo), or an agent that needs no training (lock_on)."""
+    id: Positional[str] = tyro.MISSING
+    """Environment id."""
+    instrument: str = "simulated"
+    """Instrument that executes: simulated, nion, …"""
+    record: Path | None = None
+    """Folder for the recordings, one HDF5 file per episode."""
+    episodes: int = 1
+    """Episodes to run."""
+    seed: int = 0
+    """Seed of the worlds, where the instrument is simulated."""
+    set: Texts = ()
+    """Change a value of the configuration: KEY.PATH=VALUE."""
+
+    def run(self, screen: Console) -> int:
+        from stem_gym.jobs import deploy, outcome
+        from stem_gym.jobs.progress import Progress
+
+        job = deploy.Deployment(
+            self.policy, self.id, self.instrument, self.episodes, self.seed, self.record, parse_overrides(self.set)
+        )
+        try:
+            with Progress(screen) as progress:
+                done = deploy.deploy(job, progress.steps)
+        except KeyboardInterrupt:
+            kept = f"What was recorded is in {self.record}." if self.record else "Nothing was recorded (--record)."
+            return _stopped(screen, kept)
+        if self.json:
+            _print_json(outcome.document([done], self.seed))
+        else:
+            screen.print(outcome.episode_table(done))
+        if self.record is not None:
+            screen.print(f"Recorded in {self.record}")
+        return OK
+
+
+@dataclass(frozen=True)
+class Demo(Common):
+    """Benchmark, train, deploy to Nion Swift and draw it all, in under ten minutes on two cores."""
+
+    out: Path = Path("demo")
+    """Folder for pictures, video, tables and recordings."""
+    minutes: float = 2.0
+    """How long PPO trains."""
+    episodes: int = 24
+    """Episodes of each agent in the benchmark."""
+
+    def run(self, screen: Console) -> int:
+        from stem_gym.jobs import demo
+
+        made = demo.demo(demo.Settings(self.out, self.minutes, self.episodes), screen)
+        if self.json:
+            _print_json(made)
+        return OK
+
+
+_COMMANDS = {"list": List, "show": Show, "check": Check, "train": Train, "bench": Bench, "deploy": Deploy, "demo": Demo}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; gives the exit code. `argv` is that of the process, if not given."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        command = tyro.extras.subcommand_cli_from_dict(
+            dict(_COMMANDS),
+            args=words or ["--help"],
+            prog="stem-gym",
+            description="Environments, simulated microscopes and agents for autonomous electron microscopy.",
+            config=(FlagCreatePairsOff,),
+        )
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else BAD_INPUT
+    # Where JSON goes to standard output, everything meant for people goes to the other stream.
+    return _guarded(command, Console(stderr=command.json, highlight=False, soft_wrap=False))
+
+
+def _guarded(command: Any, screen: Console) -> int:
+    """Run a command; what goes wrong becomes one message and an exit code."""
+    try:
+        return int(command.run(screen))
+    except KeyboardInterrupt:
+        return _stopped(screen, "")
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except Exception as error:
+        if command.debug:
+            raise
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    from gymnasium.error import Error as GymnasiumError
+
+    trouble = Console(stderr=True, highlight=False, soft_wrap=True)
+    if isinstance(error, StemGymError | GymnasiumError):
+        trouble.print(f"[bold red]error:[/] {escape(str(error))}")
+        return BAD_INPUT
+    if isinstance(error, OSError):
+        trouble.print(f"[bold red]error:[/] {escape(str(error))}")
+        return BAD_INPUT
+    trouble.print(f"[bold red]unexpected {type(error).__name__}:[/] {escape(str(error))}")
+    trouble.print("This should not happen. Run it again with --debug to see where, and report it please.")
+    return FAILED
+
+
+def _stopped(screen: Console, kept: str) -> int:
+    screen.print(f"\nStopped. {escape(kept)}", style="yellow")
+    return STOPPED
+
+
+def _note(screen: Console, quiet: bool) -> Any:
+    return (lambda text: None) if quiet else (lambda text: screen.print(text))
+
+
+def _print_json(data: Any) -> None:
+    print(jsonlib.dumps(data, indent=1, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

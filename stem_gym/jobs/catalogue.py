@@ -1,0 +1,187 @@
+"""What there is: environments, agents, shipped policies, instruments; and one environment in detail."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from rich.markdown import Markdown
+from rich.table import Table
+from rich.text import Text
+
+from stem_gym.core.config import Variant, read_yaml
+from stem_gym.envs.registration import variant_files
+from stem_gym.jobs.roster import agents_package
+
+_UNITS = {
+    "ang": "Å", "ang2": "Å²", "nm": "nm", "mm": "mm", "pm": "pm", "mrad": "mrad", "rad": "rad", "s": "s", "pa": "pA",
+    "kev": "keV", "ev": "eV", "v": "V", "electrons": "e", "seconds": "s", "barn": "barn", "dose": "(e/Å²)",
+}  # fmt: skip
+
+
+def environments() -> dict[str, str]:
+    """Id → its sentence."""
+    return {id: str(read_yaml(path).get("summary", "")) for id, path in variant_files().items()}
+
+
+def agents() -> dict[str, str]:
+    """Agent → its sentence, read without importing the agent."""
+    outside = {point.name: point.value for point in entry_points(group="stem_gym.agents")}
+    return {name: first_line(outside.get(name, f"agents.{name}")) for name in agents_package().names()}
+
+
+def instruments() -> dict[str, str]:
+    """Instrument → its sentence, read without importing the vendor's code."""
+    from stem_gym.instruments import instrument_modules
+
+    return {name: first_line(module) for name, module in sorted(instrument_modules().items()) if _makes(module)}
+
+
+def policies() -> list[str]:
+    """Shipped policies, as agent and environment."""
+    return [f"{agent} for {folder.name}" for agent, folder in agents_package().shipped_policies()]
+
+
+def as_data() -> dict[str, Any]:
+    """The whole catalogue as plain data."""
+    return {"environments": environments(), "agents": agents(), "instruments": instruments(), "policies": policies()}
+
+
+def tables() -> list[Table]:
+    """The whole catalogue for people."""
+    data = as_data()
+    parts = [_two_columns(title, data[title]) for title in ("environments", "agents", "instruments")]
+    return [*parts, _two_columns("shipped policies", dict.fromkeys(data["policies"], ""))]
+
+
+def first_line(module: str) -> str:
+    """The first line of a module's docstring; the module is not run."""
+    docstring = ast.get_docstring(_tree(module)) or ""
+    return docstring.partition("\n")[0]
+
+
+def _makes(module: str) -> bool:
+    return any(isinstance(node, ast.FunctionDef) and node.name == "make" for node in _tree(module).body)
+
+
+def _tree(module: str) -> ast.Module:
+    spec = importlib.util.find_spec(module.partition(":")[0])
+    if spec is None or spec.origin is None:
+        return ast.parse("")
+    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+
+
+def _two_columns(title: str, rows: Mapping[str, str]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(style="dim")
+    for name, text in rows.items():
+        table.add_row(name, text)
+    return table
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value of a configuration."""
+
+    path: str
+    value: Any
+    unit: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """One environment in detail."""
+
+    variant: Variant
+    config_hash: str
+    settings: tuple[Setting, ...]
+    observation_space: Mapping[str, str]
+    action_space: str
+    manual: str  # the task's own documentation
+
+    def as_data(self) -> dict[str, Any]:
+        """As plain data, with the hash that results and policies carry."""
+        return {
+            "id": self.variant.id,
+            "summary": self.variant.summary,
+            "config": {setting.path: setting.value for setting in self.settings},
+            "units": {setting.path: setting.unit for setting in self.settings if setting.unit},
+            "config_hash": self.config_hash,
+            "observation_space": dict(self.observation_space),
+            "action_space": self.action_space,
+            "manual": self.manual,
+        }
+
+    def parts(self) -> list[Any]:
+        """For people: the manual, the spaces and every setting with its unit."""
+        spaces = _two_columns("spaces", {"action": self.action_space} | dict(self.observation_space))
+        table = Table(title=f"configuration {self.config_hash}", title_justify="left", title_style="bold", box=None)
+        table.add_column("setting", no_wrap=True)
+        for heading, justify in (("value", "right"), ("unit", "left"), ("meaning", "left")):
+            table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+        for setting in self.settings:
+            table.add_row(setting.path, _value_text(setting.value), setting.unit, Text(setting.meaning, style="dim"))
+        return [Text(f"{self.variant.id}: {self.variant.summary}", style="bold"), Markdown(self.manual), spaces, table]
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ", ".join(map(_value_text, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def settings_of(config: BaseModel, path: str = "") -> Iterator[Setting]:
+    """Every value of a configuration, depth first, with its unit and meaning."""
+    for name, field in type(config).model_fields.items():
+        value, where = getattr(config, name), f"{path}{name}"
+        if isinstance(value, BaseModel):
+            yield from settings_of(value, f"{where}.")
+        elif isinstance(value, tuple | list) and value and isinstance(value[0], BaseModel):
+            for number, item in enumerate(value):
+                yield from settings_of(item, f"{where}.{number}.")
+        else:
+            yield Setting(where, value, unit_of(name), (field.description or "").strip())
+
+
+def unit_of(name: str) -> str:
+    """The unit that a name ends in: `drift_ang_per_s` is in Å/s."""
+    top, *bottoms = name.split("_per_")
+    above = _UNITS.get(top.rpartition("_")[2], "")
+    below = [_UNITS.get(part.partition("_")[0], "") for part in bottoms]
+    if not bottoms:
+        return above
+    return "/".join([above or "1", *below]) if all(below) else ""
+
+
+def describe(id: str, overrides: Mapping[str, Any]) -> Description:
+    """The environment `id` with overrides, built once so that what is shown is what runs.
+
+    Raises UnknownNameError for an unknown id, ConfigError for what does not fit.
+    """
+    from stem_gym.envs.variants import build, load_variant
+
+    loaded = load_variant(id, overrides)
+    batch = build(loaded, rows=1)
+    try:
+        task, instrument = (getattr(part, "config", None) for part in (batch.task, batch.instrument))
+        models = {"budget": batch.budget, "task": task, "instrument": instrument}
+        settings = [s for name, m in models.items() if isinstance(m, BaseModel) for s in settings_of(m, f"{name}.")]
+        return Description(
+            variant=loaded.variant,
+            config_hash=loaded.hash,
+            settings=tuple(settings),
+            observation_space={key: str(space) for key, space in batch.observation_space.spaces.items()},
+            action_space=str(batch.action_space),
+            manual=inspect.getdoc(type(batch.task)) or "",
+        )
+    finally:
+        batch.close()
