@@ -65,6 +65,6 @@ def electrons_from_counts(counts: Tensor, detector: DetectorModel) -> Tensor:
 
 
 def line_jitter_ang(streams: CountingRows, rows: Tensor, lines: int, detector: DetectorModel) -> Tensor:
-    """Random displacement of each scan line, (n, lines, 2) in Ang, along x only."""
+    """Random displacement of each scan line, (n, lines, 2) in Å, along x only."""
     along_x = detector.line_jitter_ang * streams.normal(rows, (lines,))
     return torch.stack((along_x, torch.zeros_like(along_x)), dim=-1)

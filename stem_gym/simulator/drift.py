@@ -43,7 +43,7 @@ class DriftModel(BaseModel):
 
 @dataclass(frozen=True)
 class DriftState:
-    """Where B samples are and how they move; positions are the sample's displacement under the scan, in Ang."""
+    """Where B samples are and how they move; positions are the sample's displacement under the scan, in Å."""
 
     position_ang: Tensor  # (B, 2) without the creep
     velocity_ang_per_s: Tensor  # (B, 2)

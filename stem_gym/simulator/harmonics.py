@@ -26,7 +26,7 @@ class Harmonics:
     def within(cls, cell_ang: tuple[float, float], cutoff_per_ang: float) -> Harmonics:
         """The harmonics of a cell (Lx, Ly) up to a spatial frequency; use the largest cell and cutoff of a batch."""
         if min(*cell_ang, cutoff_per_ang) <= 0.0:
-            raise ConfigError(f"Cell and cutoff must be positive; given {cell_ang} Ang and {cutoff_per_ang} /Ang.")
+            raise ConfigError(f"Cell and cutoff must be positive; given {cell_ang} Å and {cutoff_per_ang} /Å.")
         return cls(nx=int(cell_ang[0] * cutoff_per_ang) + 1, ny=2 * int(cell_ang[1] * cutoff_per_ang) + 1)
 
     def orders(self, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,7 +36,7 @@ class Harmonics:
         return x, torch.arange(-half, half + 1, dtype=like.dtype, device=like.device)
 
     def frequencies(self, cell_ang: Tensor) -> tuple[Tensor, Tensor]:
-        """kx (B, nx) and ky (B, ny) in 1/Ang for cells (B, 2)."""
+        """kx (B, nx) and ky (B, ny) in 1/Å for cells (B, 2)."""
         x, y = self.orders(cell_ang)
         return x / cell_ang[:, :1], y / cell_ang[:, 1:]
 

@@ -5,7 +5,7 @@ periodic cell it is a Fourier series whose coefficients are the specimen's struc
 transfer function. The band limit 2 alpha / lambda makes the series finite, so nothing is interpolated:
 
     fraction(x, y) = sum_h F[hy, hx] exp(2 pi i (hx x / Lx + hy y / Ly)),   F = S T,
-    S[hy, hx] = 1 / (Lx Ly) sum_atoms sigma exp(-2 pi^2 u^2 k^2) exp(-2 pi i (hx x_a / Lx + hy y_a / Ly)).
+    S[hy, hx] = 1 / (Lx Ly) sum_atoms sigma exp(-2 pi² u² k²) exp(-2 pi i (hx x_a / Lx + hy y_a / Ly)).
 
 The image is real, so only hx >= 0 is kept; hy runs from -(Ny - 1)/2 to (Ny - 1)/2.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from stem_gym.core.errors import ConfigError
 from stem_gym.simulator.harmonics import Harmonics, harmonic_table, in_blocks, padded_orders
-from stem_gym.simulator.scattering import haadf_cross_section_ang2
+from stem_gym.simulator.scattering import OBJECT_SIGMA_ANG, haadf_cross_section_ang2
 from stem_gym.simulator.specimens import Specimen
 
 
@@ -35,9 +35,9 @@ def scatterer_coefficients(
 ) -> Tensor:
     """Fourier coefficients, without unit, of Gaussian scatterers: (B, Ny, Nx) complex.
 
-    `cell_ang` (B, 2), `xy_ang` (B, K, 2), `weight_ang2` and `sigma_ang` (rms per axis) (B, K). A sum of separable
-    Gaussians is one matrix product. Linear in the weight: an atom that moves is a scatterer of weight -w at the old
-    place and +w at the new.
+    `cell_ang` (B, 2), `xy_ang` (B, K, 2), `weight_ang2` and `sigma_ang` (rms per axis) (B, K). The width of scattering
+    itself, OBJECT_SIGMA_ANG, is added to sigma. A sum of separable Gaussians is one matrix product. Linear in the
+    weight: an atom that moves is a scatterer of weight -w at the old place and +w at the new.
     """
     return in_blocks(partial(_scatterers, harmonics), cell_ang, xy_ang, weight_ang2, sigma_ang)
 
@@ -52,7 +52,7 @@ def _scatterers(
     n = table.shape[1] // 2
     table = table.reshape(-1, 2, n, 2, atoms)  # (B, cos and sin, order, x and y, K)
     frequency = orders[:, None] / cell_ang[:, None, :]  # (B, order, 2)
-    damping = (-2.0 * math.pi**2) * sigma_ang * sigma_ang
+    damping = (-2.0 * math.pi**2) * (sigma_ang * sigma_ang + OBJECT_SIGMA_ANG**2)
     factor = torch.exp((frequency * frequency)[..., None] * damping[:, None, None, :])[:, None]  # (B, 1, order, 2, K)
     scale = (weight_ang2 / (cell_ang[:, :1] * cell_ang[:, 1:]))[:, None, None, :]
     x_basis = (table[:, :, :nx, 0] * factor[:, :, :nx, 0] * scale).reshape(-1, 2 * nx, atoms)
@@ -100,8 +100,8 @@ def real_series(coefficients: Tensor) -> Tensor:
 
     Rows: cosines, then sines, of the N orders along y; columns: real, then negated imaginary parts along x; both padded
     to the N that `harmonic_table` makes. The product along y is then real, half the work of the complex one. Scans take
-    either form, but converting costs half of a 64 x 64 scan: whoever scans an unchanged specimen often converts once. The
-    conversion is linear, so the series of a change can be added.
+    either form, but converting costs half of a 64 x 64 scan: whoever scans an unchanged specimen often converts once.
+    The conversion is linear, so the series of a change can be added.
     """
     half, nx = (coefficients.shape[1] - 1) // 2, coefficients.shape[2]
     size = padded_orders(max(half + 1, nx))

@@ -13,7 +13,7 @@ import numpy as np
 
 from stem_gym.core.errors import ConfigError
 
-LARGEST_STRAIN = 0.005  # well below what an image of 64 pixels shows: 0.15 Ang over 30 Ang
+LARGEST_STRAIN = 0.005  # well below what an image of 64 pixels shows: 0.15 Å over 30 Å
 _LENGTH_TOLERANCE = 0.06  # of the wanted side
 _LARGEST_COUNT = 48  # templates kept, spread over the orientations
 
@@ -47,12 +47,12 @@ class Templates:
 
 
 def graphene_lattice(lattice_constant_ang: float = 2.46) -> FlatLattice:
-    """Graphene: a = 2.46 Ang, bond 1.42 Ang (Castro Neto et al., Rev. Mod. Phys. 81, 109, 2009)."""
+    """Graphene: a = 2.46 Å, bond 1.42 Å (Castro Neto et al., Rev. Mod. Phys. 81, 109, 2009)."""
     return _honeycomb(lattice_constant_ang, (6,), (6,))
 
 
 def mos2_lattice(lattice_constant_ang: float = 3.16) -> FlatLattice:
-    """2H MoS2 seen along c: a = 3.16 Ang (Dickinson and Pauling, J. Am. Chem. Soc. 45, 1466, 1923); two S a column."""
+    """2H MoS2 seen along c: a = 3.16 Å (Dickinson and Pauling, J. Am. Chem. Soc. 45, 1466, 1923); two S a column."""
     return _honeycomb(lattice_constant_ang, (42,), (16, 16))
 
 
@@ -85,7 +85,7 @@ def supercells(lattice: FlatLattice, side_ang: float) -> Templates:
     pairs = _perpendicular_pairs(np.array(lattice.vectors_ang), side_ang, lattice.period_rad)
     if not pairs:
         raise ConfigError(
-            f"No rectangular supercell near {side_ang} Ang has a strain below {LARGEST_STRAIN}; try a larger cell."
+            f"No rectangular supercell near {side_ang} Å has a strain below {LARGEST_STRAIN}; try a larger cell."
         )
     cells = [_fill(lattice, pair) for pair in _spread(pairs)]
     return _pad(cells, lattice.bond_ang)

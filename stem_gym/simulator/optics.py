@@ -27,8 +27,8 @@ from stem_gym.simulator.harmonics import in_blocks
 FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 _ANG_PER_MM = 1e7
 
-# The spectrum is tabulated on Chebyshev nodes and interpolated. At 60 keV and 34 mrad these sizes hold 1e-5 to a defocus
-# of 100 Ang, 1e-3 with an astigmatism of 30 Ang besides, and 3e-3 to a defocus of 200 Ang.
+# The spectrum is tabulated on Chebyshev nodes and interpolated. At 60 keV and 34 mrad these sizes hold 1e-5 up to a
+# defocus of 100 Å, 1e-3 with an astigmatism of 30 Å besides, and 3e-3 up to a defocus of 200 Å.
 _NODES_ALONG = 14  # quadrature along q
 _NODES_ACROSS = 7  # quadrature across q
 _NODES_RADIAL = 26  # Chebyshev nodes in arccos(q / band limit)
@@ -36,7 +36,7 @@ _NODES_ANGULAR = 7  # Chebyshev nodes in cos 2(angle of q - angle of the astigma
 
 
 def electron_wavelength_ang(energy_kev: Tensor) -> Tensor:
-    """Relativistic wavelength in Ang of electrons of this kinetic energy; any shape (Kirkland 2020, eq. 2.5)."""
+    """Relativistic wavelength in Å of electrons of this kinetic energy; any shape (Kirkland 2020, eq. 2.5)."""
     return HC_KEV_ANG / torch.sqrt(energy_kev * (2.0 * ELECTRON_REST_ENERGY_KEV + energy_kev))
 
 
@@ -114,7 +114,7 @@ def transfer_by_quadrature(optics: Optics, frequency_per_ang: Tensor, angle_rad:
 
 
 def probe_intensity(optics: Optics, offset_ang: Tensor, window_ang: float = 40.0) -> Tensor:
-    """Current density per unit current, in 1/Ang^2, at offsets (B, N, 2) from the probe's centre: (B, N).
+    """Current density per unit current, in 1/Å², at offsets (B, N, 2) from the probe's centre: (B, N).
 
     The probe repeats with period `window_ang`; offsets should stay well inside half of it.
     """
@@ -126,7 +126,7 @@ def probe_intensity(optics: Optics, offset_ang: Tensor, window_ang: float = 40.0
 
 
 def probe_profile(optics: Optics, x_ang: Tensor, window_ang: float = 40.0) -> Tensor:
-    """Current density per unit current, in 1/Ang^2, along x through the probe's centre, at x (N,): (B, N)."""
+    """Current density per unit current, in 1/Å², along x through the probe's centre, at x (N,): (B, N)."""
     spectrum, kx, _ = _windowed_spectrum(optics, window_ang)
     phase = 2.0 * math.pi * x_ang[None, None, :] * kx[:, :, None]  # (B, Nx, N)
     return (spectrum.sum(-2, keepdim=True) @ torch.cos(phase)).squeeze(-2) / window_ang**2

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from stem_gym.core.elements import atomic_number_of
 from stem_gym.core.errors import ConfigError, missing_extra
+from stem_gym.core.periodic import nearest_image
 from stem_gym.simulator.lattices import Templates, cubic_points, graphene_lattice, mos2_lattice, supercells
 from stem_gym.simulator.placement import bonds_left, choose_sites, count_between, random_rotation, trench
 
-CARBON_THERMAL_ANG = 0.0424  # root of 0.0018 Ang^2, in-plane at 300 K
+CARBON_THERMAL_ANG = 0.0424  # root of 0.0018 Å², in-plane at 300 K
 
 
 class RandomRows(Protocol):
@@ -72,6 +73,7 @@ class Dopant(_Strict):
     count_min: int = Field(default=1, ge=0, le=64)
     count_max: int = Field(default=1, ge=0, le=64)
     site: Literal["metal", "chalcogen"] = Field(default="metal", description="sublattice; only where there are two")
+    window_ang: float = Field(default=1000.0, gt=0, description="side of the square about the optical axis they are in")
 
     @field_validator("element")
     @classmethod
@@ -94,7 +96,7 @@ class Contamination(_Strict):
     sigma_max_ang: float = Field(default=6.0, gt=0, le=20)
     atoms_min: float = Field(default=5.0, ge=0)
     atoms_max: float = Field(default=30.0, ge=0)
-    atom_weight_ang2: float = Field(default=7.0e-4, gt=0, description="HAADF cross section of a carbon atom")
+    atom_weight_ang2: float = Field(default=8.0e-4, gt=0, description="HAADF cross section of a carbon atom")
 
 
 class GrapheneRecipe(_Strict):
@@ -271,7 +273,7 @@ def specimen_from_atoms(
 ) -> Specimen:
     """`batch` equal specimens from an `ase.Atoms`, projected along z; z itself is not used.
 
-    The cell must be rectangular in the plane; atoms without a cell get one with 5 Ang of vacuum around them. Raises
+    The cell must be rectangular in the plane; atoms without a cell get one with 5 Å of vacuum around them. Raises
     ConfigError for a cell that is not rectangular or no atoms at all.
     """
     cell = np.asarray(atoms.cell, dtype=float)[:2]
@@ -322,7 +324,10 @@ def substitute(
 ) -> tuple[Specimen, Tensor]:
     """The specimen with dopants on `free` sites (B, K), and the sites still free; `draw` is (streams, rows)."""
     for dopant in dopants:
-        site, found, free = _draw_sites(sheet, free, (dopant.count_min, dopant.count_max), separation_ang, draw)
+        inside = nearest_image(sheet.xy_ang, sheet.cell_ang.unsqueeze(1)).abs().amax(-1) < 0.5 * dopant.window_ang
+        counts = (dopant.count_min, dopant.count_max)
+        site, found, left = _draw_sites(sheet, free & inside, counts, separation_ang, draw)
+        free = left | (free & ~inside)
         sheet = sheet.replace(atomic_number=put(sheet.atomic_number, site, found, atomic_number_of(dopant.element)))
     return sheet, free
 
