@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -126,11 +126,22 @@ class Description:
         spaces = _two_columns("spaces", {"action": self.action_space} | dict(self.observation_space))
         table = Table(title=f"configuration {self.config_hash}", title_justify="left", title_style="bold", box=None)
         table.add_column("setting", no_wrap=True)
-        for heading, justify in (("value", "right"), ("unit", "left"), ("meaning", "left")):
-            table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+        table.add_column("value", justify="right")
+        table.add_column("unit")
+        table.add_column("meaning", style="dim")
+        section = ""
         for setting in self.settings:
-            table.add_row(setting.path, _value_text(setting.value), setting.unit, Text(setting.meaning, style="dim"))
+            above, _, name = setting.path.rpartition(".")
+            if above != section:
+                table.add_row(Text(_short(above), style="bold"))
+                section = above
+            table.add_row(f"  {name}", _value_text(setting.value), setting.unit, setting.meaning)
         return [Text(f"{self.variant.id}: {self.variant.summary}", style="bold"), Markdown(self.manual), spaces, table]
+
+
+def _short(path: str, most: int = 26) -> str:
+    """The last parts of a long path, so that a narrow screen keeps room for the meaning."""
+    return path if len(path) <= most else "…" + path[-most + 1 :].partition(".")[2]
 
 
 def _value_text(value: Any) -> str:
@@ -139,17 +150,20 @@ def _value_text(value: Any) -> str:
     return ", ".join(map(_value_text, value)) if isinstance(value, tuple | list) else str(value)
 
 
-def settings_of(config: BaseModel, path: str = "") -> Iterator[Setting]:
-    """Every value of a configuration, depth first, with its unit and meaning."""
+def settings_of(config: BaseModel, path: str = "") -> list[Setting]:
+    """Every value of a configuration with its unit and meaning; own values first, then those of its sections."""
+    own, below = [], []
     for name, field in type(config).model_fields.items():
         value, where = getattr(config, name), f"{path}{name}"
         if isinstance(value, BaseModel):
-            yield from settings_of(value, f"{where}.")
+            below += settings_of(value, f"{where}.")
         elif isinstance(value, tuple | list) and value and isinstance(value[0], BaseModel):
-            for number, item in enumerate(value):
-                yield from settings_of(item, f"{where}.{number}.")
+            below += [
+                setting for number, item in enumerate(value) for setting in settings_of(item, f"{where}.{number}.")
+            ]
         else:
-            yield Setting(where, value, unit_of(name), (field.description or "").strip())
+            own.append(Setting(where, value, unit_of(name), (field.description or "").strip()))
+    return own + below
 
 
 def unit_of(name: str) -> str:

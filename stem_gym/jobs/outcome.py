@@ -87,6 +87,8 @@ def shown(value: float, error: float = math.nan) -> str:
     """A figure for people: three significant digits, with its standard error where there is one."""
     if not math.isfinite(value):
         return "–"
+    if abs(value) >= 1e6:
+        return f"{value:.3g} ± {error:.2g}" if math.isfinite(error) else f"{value:.3g}"
     digits = 0 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
     text = f"{value:,.{min(digits, 4)}f}"
     return f"{text} ± {error:,.{min(digits, 4)}f}" if math.isfinite(error) else text
