@@ -23,6 +23,8 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
+_FUSED_FROM_DRAWS = 1024  # a row; for fewer, such as the samples of a trace, compiling another kernel does not pay
+_NUMPY_UP_TO_ROWS = 16  # beyond, torch's wider loops win over numpy's quicker start
 _SMALL_RATE = 10.0  # below: inversion of the Poisson law; above: its asymptotic quantile
 _LARGEST_SMALL_COUNT = 32  # P(N > 32 | rate 10) = 1e-8, below the 2^-24 grid of the uniforms
 _ERFINV_CENTRE = (
@@ -60,8 +62,8 @@ def row_seeds(seed: int, rows: int) -> list[int]:
     return [int(child.generate_state(1, np.uint64)[0] >> np.uint64(1)) for child in children]
 
 
-def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Four uniform 32-bit words (in int64) for each counter of four words and key of two; broadcasts."""
+def philox(counter: Sequence[Any], key: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
+    """Four uniform 32-bit words for each counter of four words and key of two: broadcasting int64 tensors or arrays."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -71,32 +73,27 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Te
     return c0, c1, c2, c3
 
 
-def _uniform(address: Tensor, count: int) -> Tensor:
-    """Uniforms in (0, 1), never 0 or 1; address (n, 4) int64 is key, episode and draw; gives (n, count) float32."""
-    key0, key1, episode, draw = address.unsqueeze(-1).unbind(1)  # (n, 1) each
-    block = torch.arange((count + 3) // 4, device=address.device).unsqueeze(0)
-    words = philox((block, draw, episode, torch.zeros_like(block)), (key0, key1))
-    bits = torch.cat(words, dim=1)[:, :count] >> 9
-    return (bits.to(torch.float32) + 0.5) * 2.0**-23
+def _uniform(address: Any, count: int, xp: Any = torch) -> Any:
+    """Uniforms in (0, 1), never 0 or 1; address (n, 4) int64 is key, episode and draw; gives (n, count) float32.
+
+    `xp` is torch or numpy, here and below: numpy starts each of the many small operations faster.
+    """
+    key0, key1, episode, draw = (address[:, column : column + 1] for column in range(4))
+    place = {"device": address.device} if xp is torch else {}
+    block = xp.arange((count + 3) // 4, dtype=xp.int64, **place)[None, :]
+    words = philox((block, draw, episode, xp.zeros_like(block)), (key0, key1))
+    bits = xp.concatenate(words, axis=1)[:, :count] >> 9
+    return (xp.asarray(bits, dtype=xp.float32) + 0.5) * 2.0**-23
 
 
-def _normal(address: Tensor, count: int) -> Tensor:
-    """Standard normals by Box and Muller; (n, count) float32."""
-    half = (count + 1) // 2
-    uniform = _uniform(address, 2 * half)
-    radius = torch.sqrt(-2.0 * torch.log(uniform[:, :half]))
-    angle = (2.0 * math.pi) * uniform[:, half:]
-    return torch.cat((radius * torch.cos(angle), radius * torch.sin(angle)), dim=1)[:, :count]
+# The elementary functions below use IEEE additions, products and roots alone, so that torch, its compiled kernels and
+# numpy give the same bits; the logarithms and exponentials of math libraries differ in the last place.
 
 
-# The elementary functions below use IEEE additions and products alone, so that the eager and the compiled sampler give
-# the same bits; those of the math libraries differ in the last place between the two.
-
-
-def _exp_minus(x: Tensor) -> Tensor:
-    """exp(−x) for x in [0, 16] to 1e-6: Taylor series of exp(−x/16), squared four times."""
+def _exp_minus(x: Any, xp: Any) -> Any:
+    """exp(−x) for x in [0, 16] to 4e-6: Taylor series of exp(−x/16), squared four times."""
     y = x * (-1.0 / 16.0)
-    value = torch.full_like(y, 1.0 / 40320.0)
+    value = xp.full_like(y, 1.0 / 40320.0)
     for factorial in (5040.0, 720.0, 120.0, 24.0, 6.0, 2.0, 1.0, 1.0):
         value = value * y + 1.0 / factorial
     for _ in range(4):
@@ -104,62 +101,58 @@ def _exp_minus(x: Tensor) -> Tensor:
     return value
 
 
-def _log(x: Tensor) -> Tensor:
-    """ln x for normal positive float32 to 2e-7: exponent from the bits, atanh series for the mantissa."""
-    bits = x.view(torch.int32) - 0x3F3504F3  # mantissa in [√½, √2)
-    exponent = (bits >> 23).to(torch.float32)
-    mantissa = ((bits & 0x007FFFFF) + 0x3F3504F3).view(torch.float32)
+def _log(x: Any, xp: Any) -> Any:
+    """ln x for normal positive float32 to 7e-7: exponent from the bits, atanh series for the mantissa."""
+    bits = x.view(xp.int32) - 0x3F3504F3  # mantissa in [√½, √2)
+    exponent = xp.asarray(bits >> 23, dtype=xp.float32)
+    mantissa = ((bits & 0x007FFFFF) + 0x3F3504F3).view(xp.float32)
     z = (mantissa - 1.0) / (mantissa + 1.0)
     z2 = z * z
-    series = torch.full_like(z2, 1.0 / 9.0)
+    series = xp.full_like(z2, 1.0 / 9.0)
     for odd in (7.0, 5.0, 3.0, 1.0):
         series = series * z2 + 1.0 / odd
     return exponent * math.log(2.0) + 2.0 * (z * series)
 
 
-def normal_quantile(uniform: Tensor) -> Tensor:
+def normal_quantile(uniform: Any, xp: Any = torch) -> Any:
     """The standard normal quantile to 2e-6 in float32 (M. Giles, "Approximating the erfinv function", 2010)."""
     x = 2.0 * uniform - 1.0
-    w = -_log((1.0 - x) * (1.0 + x))
-    centre, tail = w - 2.5, torch.sqrt(w.clamp(min=0.0)) - 3.0
-    inner = torch.full_like(x, _ERFINV_CENTRE[0])
-    for coefficient in _ERFINV_CENTRE[1:]:
-        inner = inner * centre + coefficient
-    outer = torch.full_like(x, _ERFINV_TAIL[0])
-    for coefficient in _ERFINV_TAIL[1:]:
-        outer = outer * tail + coefficient
-    return (math.sqrt(2.0) * x) * torch.where(w < 5.0, inner, outer)
+    w = -_log((1.0 - x) * (1.0 + x), xp)
+    centre, tail = w - 2.5, xp.sqrt(xp.clip(w, 0.0, None)) - 3.0
+    inner, outer = xp.full_like(x, _ERFINV_CENTRE[0]), xp.full_like(x, _ERFINV_TAIL[0])
+    for at_centre, at_tail in zip(_ERFINV_CENTRE[1:], _ERFINV_TAIL[1:], strict=True):
+        inner = inner * centre + at_centre
+        outer = outer * tail + at_tail
+    return (math.sqrt(2.0) * x) * xp.where(w < 5.0, inner, outer)
 
 
-def poisson_quantile(uniform: Tensor, rate: Tensor) -> Tensor:
+def poisson_quantile(uniform: Any, rate: Any, xp: Any = torch) -> Any:
     """The Poisson count whose cumulative probability first exceeds `uniform`; same shapes, float32.
 
     Inversion for rates to 10; above, the asymptotic expansion of the quantile in the normal quantile w (M. B. Giles,
     "Algorithm 955: approximation of the inverse Poisson cumulative distribution function", ACM TOMS 42, 7, 2016).
     """
-    small = rate.clamp(max=_SMALL_RATE)
-    term = _exp_minus(small)
+    small = xp.clip(rate, None, _SMALL_RATE)
+    term = _exp_minus(small, xp)
     cumulative = term
     reach = uniform * (1.0 - 1e-5)  # keeps clear of the rounding of the cumulative sum, which ends near 1 − 4e-6
-    count = (reach > cumulative).to(torch.float32)
+    count = xp.asarray(reach > cumulative, dtype=xp.float32)
     for k in range(1, _LARGEST_SMALL_COUNT):
         term = term * (small * (1.0 / k))
         cumulative = cumulative + term
-        count = count + (reach > cumulative).to(torch.float32)
-    large = rate.clamp(min=_SMALL_RATE)
-    root = torch.sqrt(large)
-    w = normal_quantile(uniform)
+        count = count + (reach > cumulative)
+    large = xp.clip(rate, _SMALL_RATE, None)
+    root = xp.sqrt(large)
+    w = normal_quantile(uniform, xp)
     w2 = w * w
     quantile = large + root * w + (2.0 + w2) * (1.0 / 6.0) - w * (2.0 + w2) / (72.0 * root)
     quantile = quantile + (-16.0 + w2 * (7.0 + 3.0 * w2)) / (810.0 * large)
-    return torch.where(rate > _SMALL_RATE, torch.floor(quantile).clamp(min=0.0), count)
+    return xp.where(rate > _SMALL_RATE, xp.clip(xp.floor(quantile), 0.0, None), count)
 
 
 @functools.cache
-def _kernels(fused: bool) -> tuple[Any, Any]:
+def _compiled() -> tuple[Any, Any]:
     """The uniform and the Poisson kernel; compiled apart, which is faster than one kernel of both."""
-    if not fused:
-        return _uniform, poisson_quantile
     return torch.compile(_uniform, dynamic=True), torch.compile(poisson_quantile, dynamic=True)
 
 
@@ -186,7 +179,7 @@ class Streams:
             episode=torch.zeros(rows, dtype=torch.int64, device=device),
             draw=torch.zeros(rows, dtype=torch.int64, device=device),
         )
-        self._uniform_kernel, self._poisson_kernel = _kernels(fused)
+        self._fused = fused
         self.seed(torch.arange(rows, device=device), seeds)
 
     def __len__(self) -> int:
@@ -210,17 +203,35 @@ class Streams:
 
     def uniform(self, rows: Tensor, shape: Sequence[int] = ()) -> Tensor:
         """Uniform in (0, 1); (n, *shape) float32."""
-        return _uniform(self._address(rows), math.prod(shape)).reshape(len(rows), *shape)
+        return self._draw_uniform(rows, math.prod(shape)).reshape(len(rows), *shape)
 
     def normal(self, rows: Tensor, shape: Sequence[int] = ()) -> Tensor:
-        """Standard normal; (n, *shape) float32."""
-        return _normal(self._address(rows), math.prod(shape)).reshape(len(rows), *shape)
+        """Standard normal, by Box and Muller; (n, *shape) float32."""
+        count = math.prod(shape)
+        half = (count + 1) // 2
+        uniform = self._draw_uniform(rows, 2 * half)
+        radius = torch.sqrt(-2.0 * torch.log(uniform[:, :half]))
+        angle = (2.0 * math.pi) * uniform[:, half:]
+        normal = torch.cat((radius * torch.cos(angle), radius * torch.sin(angle)), dim=1)
+        return normal[:, :count].reshape(len(rows), *shape)
 
     def poisson(self, rows: Tensor, rate: Tensor) -> Tensor:
         """Poisson counts with mean `rate` (n, …), as float32 of the same shape."""
         flat = rate.reshape(len(rows), -1).float()
-        counts: Tensor = self._poisson_kernel(self._uniform_kernel(self._address(rows), flat.shape[1]), flat)
-        return counts.reshape(rate.shape)
+        if self._fused and flat.shape[1] >= _FUSED_FROM_DRAWS:
+            uniform, quantile = _compiled()
+            counts: Tensor = quantile(uniform(self._address(rows), flat.shape[1]), flat)
+            return counts.reshape(rate.shape)
+        uniform = self._draw_uniform(rows, flat.shape[1])
+        if flat.device.type == "cpu" and len(rows) <= _NUMPY_UP_TO_ROWS:
+            return torch.from_numpy(poisson_quantile(uniform.numpy(), flat.detach().numpy(), np)).reshape(rate.shape)
+        return torch.as_tensor(poisson_quantile(uniform, flat)).reshape(rate.shape)
+
+    def _draw_uniform(self, rows: Tensor, count: int) -> Tensor:
+        address = self._address(rows)
+        if address.device.type == "cpu":
+            return torch.from_numpy(_uniform(address.numpy(), count, np))
+        return torch.as_tensor(_uniform(address, count))
 
     def snapshot(self) -> StreamState:
         """A copy of where the streams stand."""

@@ -36,7 +36,7 @@ def instrument_modules() -> dict[str, str]:
 
 def make(kind: str, settings: Mapping[str, Any], rows: int, device: torch.device) -> Instrument:
     """The instrument of this kind. Raises UnknownNameError, and ConfigError for settings that it does not take."""
-    known = {name: module for name, module in instrument_modules().items()}
+    known = instrument_modules()
     if kind not in known:
         raise unknown_name("instrument", kind, known)
     module = importlib.import_module(known[kind])

@@ -340,6 +340,8 @@ class SimulatedMicroscope(Instrument):
     def _pass_time(
         self, instruction: Instruction, seconds: Tensor, data: Mapping[str, Tensor] | None = None
     ) -> Reading:
+        if not bool((seconds > 0.0).any()):
+            return no_dose(instruction, seconds, data)
         _, drift = self._advance(instruction.rows, seconds.unsqueeze(1))
         self._spend(instruction.rows, seconds, torch.zeros_like(seconds), drift)
         return no_dose(instruction, seconds, data)

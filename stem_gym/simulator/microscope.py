@@ -16,36 +16,36 @@ from stem_gym.simulator.specimens import Recipe
 class Probe(Config):
     """The illumination."""
 
-    energy_kev: float = Field(60.0, ge=20, le=300)
+    energy_kev: float = Field(default=60.0, ge=20, le=300)
     """beam energy"""
-    convergence_mrad: float = Field(34.0, gt=1, le=60)
+    convergence_mrad: float = Field(default=34.0, gt=1, le=60)
     """convergence semi-angle"""
-    defocus_ang: float = Field(0.0, ge=-500, le=500)
+    defocus_ang: float = Field(default=0.0, ge=-500, le=500)
     """mean defocus at the start of an episode; positive is underfocus"""
-    defocus_sd_ang: float = Field(0.0, ge=0, le=100)
+    defocus_sd_ang: float = Field(default=0.0, ge=0, le=100)
     """spread of the defocus from episode to episode"""
-    astigmatism_ang: float = Field(0.0, ge=0, le=200)
+    astigmatism_ang: float = Field(default=0.0, ge=0, le=200)
     """twofold astigmatism"""
     astigmatism_angle_rad: float = 0.0
     """its azimuth"""
-    c3_mm: float = Field(0.0, ge=-5, le=5)
+    c3_mm: float = Field(default=0.0, ge=-5, le=5)
     """spherical aberration"""
-    focal_spread_ang: float = Field(0.0, ge=0, le=200)
+    focal_spread_ang: float = Field(default=0.0, ge=0, le=200)
     """rms chromatic spread of the focus"""
-    source_fwhm_ang: float = Field(0.7, ge=0, le=5)
+    source_fwhm_ang: float = Field(default=0.7, ge=0, le=5)
     """effective source size in the specimen plane"""
 
 
 class Overheads(Config):
     """What instructions cost beside the exposure."""
 
-    scan_s: float = Field(0.05, ge=0)
+    scan_s: float = Field(default=0.05, ge=0)
     """start and read-out of a frame"""
-    park_s: float = Field(0.01, ge=0)
-    """placing the probe"""
-    stage_s: float = Field(1.0, ge=0)
+    park_s: float = Field(default=0.0, ge=0)
+    """placing the probe; deflectors take microseconds"""
+    stage_s: float = Field(default=1.0, ge=0)
     """a stage move"""
-    set_s: float = Field(0.1, ge=0)
+    set_s: float = Field(default=0.1, ge=0)
     """changing a control"""
 
 
@@ -56,9 +56,9 @@ class Microscope(Config):
     """this instrument"""
     specimen: Recipe
     """what is under the beam"""
-    fov_ang: float = Field(24.0, gt=1, le=1000)
+    fov_ang: float = Field(default=24.0, gt=1, le=1000)
     """field of view before the first scan"""
-    current_pa: float = Field(40.0, gt=0, le=1000)
+    current_pa: float = Field(default=40.0, gt=0, le=1000)
     """beam current"""
     probe: Probe = Probe()
     """illumination"""
@@ -70,9 +70,9 @@ class Microscope(Config):
     """time beside exposure"""
     removal: RemovalModel | None = None
     """atoms that the beam removes; none if absent"""
-    contamination_per_dose: float = Field(0.0, ge=0)
+    contamination_per_dose: float = Field(default=0.0, ge=0)
     """rise of the collected fraction per e/Å² of mean dose, by contamination that the beam collects"""
-    dose_pixel_ang: float = Field(1.0, gt=0)
+    dose_pixel_ang: float = Field(default=1.0, gt=0)
     """pixel of the dose map"""
     surrogate: bool = False
     """whether the learned imaging surrogate corrects the expected images"""
