@@ -11,9 +11,9 @@ import gymnasium
 from gymnasium.vector import AutoresetMode
 
 from stem_gym.core.config import config_hash
-from stem_gym.core.errors import ConfigError, unknown_name
+from stem_gym.core.errors import ConfigError
 from stem_gym.jobs.outcome import Outcome, make_folder, mean_and_error, store
-from stem_gym.jobs.roster import agents_package, policy_for
+from stem_gym.jobs.roster import agents_package, check_id, policy_for
 
 MOST_ROWS = 32  # episodes side by side; more saves little on one core and blurs the thinking time
 Report = Callable[[str, str, int, int], None]  # id, agent, episodes done, episodes in all
@@ -57,11 +57,7 @@ def _check_names(plan: Plan) -> None:
     if not plan.ids or not plan.agents:
         raise ConfigError(f"Name at least one environment id and one agent; given {plan.ids} and {plan.agents}.")
     for id in plan.ids:
-        if id not in gymnasium.registry:
-            raise unknown_name(
-                "environment id", id, [known for known in gymnasium.registry if known.startswith("stem_gym/")]
-            )
-        env = gymnasium.make_vec(id, num_envs=1, autoreset_mode=AutoresetMode.DISABLED, **plan.overrides)
+        env = gymnasium.make_vec(check_id(id), num_envs=1, autoreset_mode=AutoresetMode.DISABLED, **plan.overrides)
         try:
             for agent in plan.agents:
                 policy_for(agent, env)

@@ -17,7 +17,7 @@ from stem_gym.core.streams import row_seeds
 from stem_gym.instruments.recorder import Provenance, Recorder
 from stem_gym.jobs.bench import hash_of
 from stem_gym.jobs.outcome import Outcome
-from stem_gym.jobs.roster import policy_for
+from stem_gym.jobs.roster import check_id, policy_for
 
 Watch = Callable[[int, Mapping[str, Any]], None]  # episode number, info of the last step
 
@@ -44,7 +44,7 @@ def deploy(deployment: Deployment, watch: Watch | None = None) -> Outcome:
     """
     if deployment.episodes < 1:
         raise ConfigError(f"A deployment needs at least one episode; given {deployment.episodes}.")
-    env = gymnasium.make(deployment.id, **_with_instrument(deployment))
+    env = gymnasium.make(check_id(deployment.id), **_with_instrument(deployment))
     try:
         policy = policy_for(deployment.policy, env)
         seeds = row_seeds(deployment.seed, deployment.episodes)

@@ -8,7 +8,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from stem_gym.core.errors import CapabilityError, PolicyError
+import gymnasium
+
+from stem_gym.core.errors import CapabilityError, PolicyError, unknown_name
+from stem_gym.envs.registration import variant_files
 
 _OURS = ("make", "evaluate", "load", "names")
 
@@ -30,6 +33,13 @@ def agents_package() -> ModuleType:
         f"The installed package 'agents' is not the one of stem-gym but {_owner()} ({found.__file__}). "
         "Both use that name: install stem-gym in an environment of its own, or uninstall the other."
     )
+
+
+def check_id(id: str) -> str:
+    """The id, if something is registered under it. Raises UnknownNameError that names the nearest one."""
+    if id not in gymnasium.registry:
+        raise unknown_name("environment id", id, variant_files())
+    return id
 
 
 def policy_for(name: str, env: Any) -> Any:
