@@ -14,7 +14,8 @@ import numpy as np
 from stem_gym.core.errors import ConfigError
 
 LARGEST_STRAIN = 0.005  # well below what an image of 64 pixels shows: 0.15 Å over 30 Å
-_LENGTH_TOLERANCE = 0.06  # of the wanted side
+_LENGTH_TOLERANCES = (0.06, 0.1, 0.15, 0.2)  # of the wanted side; the first that gives enough orientations
+_ENOUGH = 6
 _LARGEST_COUNT = 48  # templates kept, spread over the orientations
 
 
@@ -82,7 +83,11 @@ def supercells(lattice: FlatLattice, side_ang: float) -> Templates:
 
     Raises ConfigError when no supercell fits.
     """
-    pairs = _perpendicular_pairs(np.array(lattice.vectors_ang), side_ang, lattice.period_rad)
+    pairs: list[np.ndarray] = []
+    for tolerance in _LENGTH_TOLERANCES:
+        if len(pairs) < _ENOUGH:
+            found = _perpendicular_pairs(np.array(lattice.vectors_ang), side_ang, tolerance, lattice.period_rad)
+            pairs = _one_per_orientation(found, side_ang)
     if not pairs:
         raise ConfigError(
             f"No rectangular supercell near {side_ang} Å has a strain below {LARGEST_STRAIN}; try a larger cell."
@@ -91,13 +96,13 @@ def supercells(lattice: FlatLattice, side_ang: float) -> Templates:
     return _pad(cells, lattice.bond_ang)
 
 
-def _perpendicular_pairs(vectors: np.ndarray, side: float, period: float) -> list[np.ndarray]:
+def _perpendicular_pairs(vectors: np.ndarray, side: float, tolerance: float, period: float) -> list[np.ndarray]:
     """Pairs (2, 2) of lattice vectors, one a row, that a small strain makes perpendicular, right-handed."""
-    reach = int(side * 1.2 / np.linalg.norm(vectors[0]) * 1.2) + 1
+    reach = int(side * (1.0 + tolerance) / np.linalg.norm(vectors[0]) * 1.2) + 1
     orders = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 2, indexing="ij"), axis=-1).reshape(-1, 2)
     points = orders @ vectors
     length = np.linalg.norm(points, axis=1)
-    points = points[np.abs(length - side) <= _LENGTH_TOLERANCE * side]
+    points = points[np.abs(length - side) <= tolerance * side]
     angle = np.arctan2(points[:, 1], points[:, 0])
     firsts = points[(angle >= -1e-9) & (angle < period - 1e-9)]
     found = []
@@ -109,11 +114,18 @@ def _perpendicular_pairs(vectors: np.ndarray, side: float, period: float) -> lis
     return found
 
 
+def _one_per_orientation(pairs: list[np.ndarray], side: float) -> list[np.ndarray]:
+    """Of pairs with the same orientation the one nearest to the wanted sides, in the order of the orientation."""
+    best: dict[float, np.ndarray] = {}
+    for pair in sorted(pairs, key=lambda p: -float(np.abs(np.linalg.norm(p, axis=1) - side).max())):
+        best[round(float(np.arctan2(pair[0, 1], pair[0, 0])), 4)] = pair
+    return [best[angle] for angle in sorted(best)]
+
+
 def _spread(pairs: list[np.ndarray]) -> list[np.ndarray]:
-    """At most _LARGEST_COUNT of the pairs, evenly over the orientations."""
-    ordered = sorted(pairs, key=lambda pair: float(np.arctan2(pair[0, 1], pair[0, 0])))
-    keep = np.unique(np.linspace(0, len(ordered) - 1, min(_LARGEST_COUNT, len(ordered))).round().astype(int))
-    return [ordered[i] for i in keep]
+    """At most _LARGEST_COUNT of pairs in order, evenly over the orientations."""
+    keep = np.unique(np.linspace(0, len(pairs) - 1, min(_LARGEST_COUNT, len(pairs))).round().astype(int))
+    return [pairs[i] for i in keep]
 
 
 def _fill(lattice: FlatLattice, pair: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
@@ -122,8 +134,8 @@ def _fill(lattice: FlatLattice, pair: np.ndarray) -> tuple[np.ndarray, np.ndarra
     cell = np.linalg.norm(pair, axis=1)
     reach = int(np.abs(pair @ np.linalg.inv(vectors)).sum(axis=0).max()) + 2
     orders = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 2, indexing="ij"), axis=-1).reshape(-1, 2)
-    # A small shift keeps sites off the borders, where rounding would count them twice or not at all.
-    fractions = (orders @ vectors + 1e-3 * vectors.sum(axis=0)) @ np.linalg.inv(pair)
+    # Sites on a border would be counted twice or not at all, as rounding has it: a small shift, along no lattice line.
+    fractions = (orders @ vectors) @ np.linalg.inv(pair) + np.array([1.37e-3, 0.71e-3])
     inside = np.all((fractions >= 0.0) & (fractions < 1.0), axis=1)
     sites = fractions[inside] * cell
     strained = np.array(lattice.atoms_ang) @ np.linalg.inv(pair) * cell
