@@ -102,7 +102,7 @@ class Train(Common):
     id: Positional[str] = tyro.MISSING
     """Environment id."""
     out: Path | None = None
-    """Folder for checkpoints, learning curve, TensorBoard and the policy (default: runs/AGENT/NAME)."""
+    """Folder for checkpoints, learning curve, TensorBoard and the policy; runs/AGENT/NAME, if not given."""
     resume: bool = False
     """Go on from the last checkpoint in the folder."""
     using: Annotated[Texts, tyro.conf.arg(name="with")] = ()
@@ -115,14 +115,15 @@ class Train(Common):
 
         folder = self.out or Path("runs") / self.agent / self.id.rpartition("/")[2]
         settings, overrides = parse_overrides(self.using), parse_overrides(self.set)
+        job = train.Training(self.agent, self.id, folder, self.resume, settings, overrides, quiet=self.json)
         try:
-            trained = train.train(train.Training(self.agent, self.id, folder, self.resume, settings, overrides))
+            train.train(job)
         except KeyboardInterrupt:
-            return _stopped(screen, f"The checkpoint is in {folder}; go on with --resume.")
+            return _stopped(screen, f"What was learned so far is in {folder}; go on with --resume.")
         if self.json:
-            _print_json({"policy": str(trained), "curve": train.curve_of(folder)})
+            _print_json({"policy": str(folder), "curve": train.curve_of(folder)})
         else:
-            train.tell(screen, trained, folder)
+            train.tell(screen, folder)
         return OK
 
 
@@ -228,10 +229,10 @@ class Demo(Common):
     def run(self, screen: Console) -> int:
         from stem_gym.jobs import demo
 
-        made = demo.demo(demo.Settings(self.out, self.minutes, self.episodes), screen)
+        result = demo.demo(demo.Settings(self.out, self.minutes, self.episodes), screen)
         if self.json:
-            _print_json(made)
-        return OK
+            _print_json({"made": result.made, "skipped": result.skipped, "seconds": result.seconds})
+        return FAILED if result.skipped else OK
 
 
 _COMMANDS = {"list": List, "show": Show, "check": Check, "train": Train, "bench": Bench, "deploy": Deploy, "demo": Demo}

@@ -10,7 +10,7 @@ from typing import Any
 
 import gymnasium
 
-from stem_gym.core.errors import CapabilityError, PolicyError, unknown_name
+from stem_gym.core.errors import CapabilityError, unknown_name
 from stem_gym.envs.registration import variant_files
 
 _OURS = ("make", "evaluate", "load", "names")
@@ -43,21 +43,14 @@ def check_id(id: str) -> str:
 
 
 def policy_for(name: str, env: Any) -> Any:
-    """The policy that a name on the command line means: a folder, a shipped policy, or an agent that needs no training.
+    """The policy that a name on the command line means: the folder of a saved one, or an agent.
 
     Raises UnknownNameError for a name nobody knows, PolicyError for an agent that must be trained first.
     """
     agents = agents_package()
-    if Path(name).is_dir() or "/" in name or agents.shipped(name, agents.face_of(env).id) is not None:
+    if Path(name).is_dir() or "/" in name:
         return agents.load(name, env)
-    policy = agents.make(name, env)
-    if policy.arrays():
-        id = agents.face_of(env).id
-        raise PolicyError(
-            f"The agent {name!r} must be trained, and no policy of it ships for {id}. "
-            f"Train one with `stem-gym train {name} {id} --out FOLDER` and give that folder instead of the name."
-        )
-    return policy
+    return agents.make(name, env)
 
 
 def _owner() -> str:
