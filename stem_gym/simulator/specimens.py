@@ -217,10 +217,10 @@ class NanoparticleRecipe(_Strict):
 
     def build(self, streams: RandomRows, rows: Tensor, device: torch.device | str | None = None) -> Specimen:
         """One specimen for each of `rows` (n,), drawn from their streams."""
-        lattice = torch.as_tensor(cubic_points(self.radius_max_ang / self.lattice_constant_ang), device=device)
-        lattice = lattice.to(torch.float32) * self.lattice_constant_ang
         film = int(self.film_ang * self.film_density_per_ang3 * self.cell_ang**2)
         uniform = streams.uniform(rows, (9 + 2 * film,)).to(device)
+        lattice = torch.as_tensor(cubic_points(self.radius_max_ang / self.lattice_constant_ang), device=uniform.device)
+        lattice = lattice.to(torch.float32) * self.lattice_constant_ang
         turn = random_rotation(uniform[:, :3])
         points = (lattice[None] + self.lattice_constant_ang * uniform[:, None, 3:6]) @ turn.transpose(1, 2)
         radius = self.radius_min_ang + (self.radius_max_ang - self.radius_min_ang) * uniform[:, 6:7]
@@ -357,6 +357,7 @@ def draw_lattice(
 ) -> tuple[Specimen, Tensor]:
     """A lattice in random orientation, place and handedness for each of `rows`, and its neighbours (n, K, 3)."""
     uniform = streams.uniform(rows, (4,)).to(device)
+    device = uniform.device
     choice = torch.floor(uniform[:, 0] * len(templates.cell_ang)).to(torch.int64)
     cell, xy = (
         torch.as_tensor(a, dtype=torch.float32, device=device)[choice] for a in (templates.cell_ang, templates.xy_ang)
