@@ -28,11 +28,13 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        if self._bars.live.is_started:
+            self._bars.stop()
 
     def update(self, name: str, done: float, total: float | None) -> None:
         """Show `done` of `total` on the bar `name`; a finished bar goes away."""
-        self._bars.start()  # the first report shows the bars; before, there is nothing to show
+        if not self._bars.live.is_started:  # before the first report there is nothing to show
+            self._bars.start()
         if name not in self._tasks:
             self._tasks[name] = self._bars.add_task(name, total=total)
         task = self._tasks[name]
