@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from stem_gym.core.config import Config, parse
+from stem_gym.core.config import Config, merge, parse
 from stem_gym.core.errors import CapabilityError
 from stem_gym.core.instrument import Capabilities, Instrument, Limits
 from stem_gym.instruments.adapters.nion.column import NionColumn
@@ -34,6 +34,7 @@ _LIMITS = {
     "MoveStage.dx_ang": _STEP,
     "MoveStage.dy_ang": _STEP,
 }
+_NO_OVERHEADS = {"scan_s": 0.0, "park_s": 0.0, "stage_s": 0.0, "set_s": 0.0}
 
 
 class Settings(Config):
@@ -81,6 +82,8 @@ def _twin(section: Mapping[str, Any], how: Settings) -> NionInstrument:
     from stem_gym.instruments.adapters.nion.twin import TwinSample
     from stem_gym.instruments.adapters.nion.twin_devices import TwinDevices
 
+    if how.realtime:  # Nion's threads and the wall clock bring their own
+        section = merge(section, {"overheads": _NO_OVERHEADS, "detector": {"flyback_s": 0.0}})
     microscope = simulated.make(section, 1, torch.device("cpu"))
     sample = TwinSample(microscope, None if how.realtime else how.time_scale)
     session = NionSession(lambda: TwinDevices(sample))

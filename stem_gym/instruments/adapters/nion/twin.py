@@ -3,7 +3,8 @@
 So the same specimen can be reached in process and through Nion Swift, and the two compared. There are two ways to pass
 the time: in nominal time Nion's threads run faster than the instruction says, while the sample lives through every
 second of it; in real time the sample also drifts between the instructions, and an open beam that stands idle doses the
-place where it is parked. A frame delivers its whole dose when it starts, so an aborted one is counted too high.
+place where it is parked (the middle of the frame before that). A frame delivers its whole dose when it starts, so an
+aborted one is counted too high.
 """
 
 from __future__ import annotations
@@ -151,5 +152,5 @@ class TwinSample:
         idle_s = time.monotonic() - self._over_s
         if self._realtime and self._ready and idle_s > 1e-5:
             idle = torch.tensor([idle_s])
-            self._do(Dwell(ROW, idle) if self.beam_open and self._place else Wait(ROW, idle))
+            self._do(Dwell(ROW, idle) if self.beam_open else Wait(ROW, idle))
             self._over_s = time.monotonic()
