@@ -74,21 +74,12 @@ class _Demo:
 
     def compare(self) -> None:
         """Agents in the same worlds."""
-        plan = bench.Plan([ID], self._agents(), self.settings.episodes, seed=0)
+        plan = bench.Plan([ID], usable_agents(ID), self.settings.episodes, seed=0)
         with Progress(self.screen) as progress:
             bench.bench(plan, self.folder / "bench", progress.episodes, self.outcomes)
         self.screen.print(outcome.table(self.outcomes), "")
         self.keep(self.folder / "bench", "every episode of the comparison, JSON and CSV")
         self.keep(pictures.comparison(self.outcomes, PANELS, self.folder / "comparison.png"), "the agents compared")
-
-    def _agents(self) -> list[str]:
-        """Those of AGENTS that can act without training here."""
-        agents = agents_package()
-        env = gymnasium.make_vec(ID, num_envs=1, autoreset_mode=gymnasium.vector.AutoresetMode.DISABLED)
-        try:
-            return [name for name in AGENTS if name in agents.names() and _usable(name, env)]
-        finally:
-            env.close()
 
     def learn(self) -> None:
         """PPO from nothing, for a few minutes."""
@@ -145,6 +136,15 @@ def demo(settings: Settings, screen: Console) -> Result:
     result = Result(run.made, run.skipped, time.monotonic() - started)
     _farewell(result, screen)
     return result
+
+
+def usable_agents(id: str) -> list[str]:
+    """Those of AGENTS that can act on `id` without being trained first."""
+    env = gymnasium.make_vec(id, num_envs=1, autoreset_mode=gymnasium.vector.AutoresetMode.DISABLED)
+    try:
+        return [name for name in AGENTS if _usable(name, env)]
+    finally:
+        env.close()
 
 
 def _usable(name: str, env: Any) -> bool:
