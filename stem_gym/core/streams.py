@@ -217,15 +217,16 @@ class Streams:
 
     def poisson(self, rows: Tensor, rate: Tensor) -> Tensor:
         """Poisson counts with mean `rate` (n, …), as float32 of the same shape."""
-        flat = rate.reshape(len(rows), -1).float()
-        if self._fused and flat.shape[1] >= _FUSED_FROM_DRAWS:
+        per_row = math.prod(rate.shape[1:])
+        if self._fused and len(rows) > 1 and per_row >= _FUSED_FROM_DRAWS:
             uniform, quantile = _compiled()
-            counts: Tensor = quantile(uniform(self._address(rows), flat.shape[1]), flat)
-            return counts.reshape(rate.shape)
-        uniform = self._draw_uniform(rows, flat.shape[1])
-        if flat.device.type == "cpu" and len(rows) <= _NUMPY_UP_TO_ROWS:
-            return torch.from_numpy(poisson_quantile(uniform.numpy(), flat.detach().numpy(), np)).reshape(rate.shape)
-        return torch.as_tensor(poisson_quantile(uniform, flat)).reshape(rate.shape)
+            # One fresh dimension: with views or equal sizes the compiler would make a kernel for each.
+            counts = quantile(uniform(self._address(rows), per_row).flatten().clone(), rate.float().flatten().clone())
+            return torch.as_tensor(counts).reshape(rate.shape)
+        drawn = self._draw_uniform(rows, per_row).reshape(rate.shape)
+        if drawn.device.type == "cpu" and len(rows) <= _NUMPY_UP_TO_ROWS:
+            return torch.from_numpy(poisson_quantile(drawn.numpy(), rate.detach().float().numpy(), np))
+        return torch.as_tensor(poisson_quantile(drawn, rate.float()))
 
     def _draw_uniform(self, rows: Tensor, count: int) -> Tensor:
         address = self._address(rows)

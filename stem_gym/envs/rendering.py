@@ -5,7 +5,10 @@ Pillow draws and pygame shows; both come with the extra `viz` and are imported w
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.util
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +56,7 @@ class Painter:
         left, top = FRAME_PIXELS + 2 * MARGIN_PIXELS, MARGIN_PIXELS
         if "dose_map" in truth:
             peak = self._draw_dose(picture, _numbers(truth["dose_map"][row]), (left, top))
-            draw.text((left, top + SIDE_PIXELS + 4), f"dose map, to {peak:.2g} e/Å²", fill=_FAINT)
+            draw.text((left, top + SIDE_PIXELS + 4), f"dose map, to {peak:.2g} e/Å²", fill=_FAINT, font=_font())
             top += SIDE_PIXELS + 28
         _draw_ledger(draw, batch, row, (left, top))
         return np.asarray(picture)
@@ -110,6 +113,17 @@ class Painter:
         return peak
 
 
+@functools.cache
+def _font() -> Any:
+    """DejaVu Sans as it comes with matplotlib, which has Å; else Pillow's own."""
+    font_module, found = _pillow("ImageFont"), importlib.util.find_spec("matplotlib")
+    if found is not None and found.origin is not None:
+        path = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+        if path.is_file():
+            return font_module.truetype(str(path), 11)
+    return font_module.load_default()
+
+
 def _pillow(module: str) -> ModuleType:
     try:
         return importlib.import_module(f"PIL.{module}")
@@ -154,12 +168,12 @@ def _draw_ledger(draw: Any, batch: BatchEnv, row: int, corner: tuple[int, int]) 
         ("electrons", float(ledger.electrons[row]), budget.electrons, "{:.2g}"),
     )
     for colour, (name, used, limit, form) in zip(_BARS, spent, strict=True):
-        draw.text((left, top), f"{name}  {form.format(used)} of {form.format(limit)}", fill=_TEXT)
+        draw.text((left, top), f"{name}  {form.format(used)} of {form.format(limit)}", fill=_TEXT, font=_font())
         draw.rectangle((left, top + 16, left + SIDE_PIXELS, top + 22), outline=_FAINT)
         draw.rectangle((left, top + 16, left + SIDE_PIXELS * min(1.0, used / limit), top + 22), fill=colour)
         top += 34
-    draw.text((left, top + 4), f"return  {float(ledger.episode_return[row]):+.2f}", fill=_TEXT)
+    draw.text((left, top + 4), f"return  {float(ledger.episode_return[row]):+.2f}", fill=_TEXT, font=_font())
     for colour, name in ((_TARGET, "target"), (_DWELL, "dwell"), (_PROBE, "probe")):
         top += 18
         draw.ellipse((left, top + 8, left + 8, top + 16), fill=colour)
-        draw.text((left + 16, top + 6), name, fill=_TEXT)
+        draw.text((left + 16, top + 6), name, fill=_TEXT, font=_font())

@@ -26,7 +26,6 @@ from stem_gym.core.instructions import (
     Reading,
     Scan,
     Set,
-    TraceRule,
     Wait,
     no_dose,
 )
@@ -36,6 +35,7 @@ from stem_gym.core.units import ELECTRONS_PER_PC
 from stem_gym.simulator import dose, imaging, removal
 from stem_gym.simulator.detectors import detect, expected_electrons, line_jitter_ang
 from stem_gym.simulator.drift import DriftState, advance, frame_time_s, move_stage, start_drift
+from stem_gym.simulator.exposure import displacement_of_rows, drift_at, pixel_centres, samples_until, spread_over
 from stem_gym.simulator.microscope import Microscope
 from stem_gym.simulator.optics import Optics, probe_fwhm_ang, transfer_function
 from stem_gym.simulator.specimens import Specimen
@@ -54,7 +54,7 @@ class _Rows:
     fragile: removal.Fragile  # atoms that the beam can remove
     structure: Tensor  # (B, Ny, Nx) complex64
     transfer: Tensor  # (B, Ny, Nx)
-    coefficients: Tensor  # (B, Ny, Nx) complex64, of the expected image
+    series: Tensor  # (B, 2 N, 2 N) the expected image as a real series
     drift: DriftState
     defocus_ang: Tensor  # (B,)
     current_pa: Tensor  # (B,)
@@ -187,7 +187,7 @@ class SimulatedMicroscope(Instrument):
             fragile=removal.fragile_atoms(specimen, config.removal),
             structure=structure,
             transfer=transfer,
-            coefficients=self._image(structure, transfer, specimen, defocus),
+            series=self._image(structure, transfer, specimen, defocus),
             drift=start_drift(config.drift, streams, rows),
             defocus_ang=defocus,
             current_pa=zero + config.current_pa,
@@ -205,11 +205,10 @@ class SimulatedMicroscope(Instrument):
         return transfer_function(self._optics(defocus_ang), *self.harmonics.frequencies(cell_ang))
 
     def _image(self, structure: Tensor, transfer: Tensor, specimen: Specimen, defocus_ang: Tensor) -> Tensor:
-        """Coefficients of the expected image, corrected by the surrogate where the configuration says so."""
+        """The expected image as a real series, corrected by the surrogate where the configuration says so."""
         if self._surrogate is None:
-            return imaging.image_coefficients(structure, transfer)
-        corrected: Tensor = self._surrogate.coefficients(specimen, self._optics(defocus_ang), self.harmonics)
-        return corrected
+            return imaging.real_series(imaging.image_coefficients(structure, transfer))
+        return imaging.real_series(self._surrogate.coefficients(specimen, self._optics(defocus_ang), self.harmonics))
 
     def _advance(self, rows: Tensor, dt_s: Tensor) -> tuple[Tensor, DriftState]:
         """Displacements (n, J + 1, 2), the present one first, over steps dt_s (n, J), and the drift after."""
@@ -225,16 +224,16 @@ class SimulatedMicroscope(Instrument):
         knots, drift = self._advance(rows, (seconds / _FRAME_KNOTS).unsqueeze(1).expand(-1, _FRAME_KNOTS))
         corner_ang = (scan.region[:, :2] - 0.5) * scan.fov_ang.unsqueeze(1)
         size_ang = scan.region[:, 2:] * scan.fov_ang.unsqueeze(1)
-        x = corner_ang[:, :1] + size_ang[:, :1] * _pixel_centres(width, self.device)
-        y = corner_ang[:, 1:] + size_ang[:, 1:] * _pixel_centres(height, self.device)
+        x = corner_ang[:, :1] + size_ang[:, :1] * pixel_centres(width, self.device)
+        y = corner_ang[:, 1:] + size_ang[:, 1:] * pixel_centres(height, self.device)
         skew = drift.distortion  # true = distortion @ wanted, upper triangular
-        shift = state.beam_shift_ang[rows].unsqueeze(1) - _rows_between(knots, height)  # (n, H, 2)
+        shift = state.beam_shift_ang[rows].unsqueeze(1) - displacement_of_rows(knots, height)  # (n, H, 2)
         shift = shift + torch.stack((skew[:, 0, 1:] * y, torch.zeros_like(y)), dim=-1)
         if config.detector.line_jitter_ang > 0.0:
             shift = shift + line_jitter_ang(self._draws, rows, height, config.detector)
         x, y = skew[:, 0, :1] * x, skew[:, 1, 1:] * y
         cell, current = state.specimen.cell_ang[rows], state.current_pa[rows]
-        fraction = imaging.scan_image(state.coefficients[rows], cell, x, y, shift) + self._haze(rows)[:, None, None]
+        fraction = imaging.scan_image(state.series[rows], cell, x, y, shift) + self._haze(rows)[:, None, None]
         mean = expected_electrons(fraction, current, scan.dwell_s, config.detector)
         counts = detect(mean, self._draws, rows, config.detector)
         electrons = current * scan.dwell_s * (height * width * ELECTRONS_PER_PC)
@@ -271,18 +270,18 @@ class SimulatedMicroscope(Instrument):
         place = (drift.distortion * wanted.unsqueeze(1)).sum(2) + state.beam_shift_ang[rows]
         path = place.unsqueeze(1) - 0.5 * (knots[:, 1:] + knots[:, :-1])  # (n, J, 2)
         cell, current = state.specimen.cell_ang[rows], state.current_pa[rows]
-        fraction = imaging.probe_signal(state.coefficients[rows], cell, path) + self._haze(rows).unsqueeze(1)
+        fraction = imaging.probe_signal(state.series[rows], cell, path) + self._haze(rows).unsqueeze(1)
         counts = detect(
             expected_electrons(fraction, current, sample_s, config.detector), self._draws, rows, config.detector
         )
         used = torch.full_like(rows, samples)
         if dwell.stop is not None:
-            used = _samples_until(counts, dwell.stop)
-            drift = _drift_at(used, knots, take_rows(state.drift, rows), drift)
+            used = samples_until(counts, dwell.stop)
+            drift = drift_at(used, knots, take_rows(state.drift, rows), drift)
             counts = torch.where(torch.arange(samples, device=self.device) < used.unsqueeze(1), counts, torch.nan)
         seconds = sample_s * used
         electrons = current * seconds * ELECTRONS_PER_PC
-        path = torch.gather(path, 1, _stretch(used).unsqueeze(-1).expand(-1, -1, 2))  # (n, P, 2) of what was exposed
+        path = torch.gather(path, 1, spread_over(used, PATH_SAMPLES).unsqueeze(-1).expand(-1, -1, 2))
         state.probe_path_ang[rows] = path
         state.dose_map[rows] += dose.point_map(electrons, path, cell, self._bins)
         self._spend(rows, seconds, electrons, drift)
@@ -314,7 +313,7 @@ class SimulatedMicroscope(Instrument):
             cell = state.specimen.cell_ang[rows]
             state.transfer[rows] = self._transfer(cell, value)
             specimen = take_rows(state.specimen, rows)
-            state.coefficients[rows] = self._image(state.structure[rows], state.transfer[rows], specimen, value)
+            state.series[rows] = self._image(state.structure[rows], state.transfer[rows], specimen, value)
         else:
             state.beam_shift_ang[rows, int(control.name == "beam_shift_y_ang")] = value
         return self._pass_time(control, torch.full_like(value, self.config.overheads.set_s))
@@ -377,7 +376,7 @@ class SimulatedMicroscope(Instrument):
         place = self._fragile_places(rows)
         change = -imaging.scatterer_coefficients(specimen.cell_ang, place, weight, sigma, self.harmonics)
         state.structure[rows] += change
-        state.coefficients[rows] += change * state.transfer[rows]
+        state.series[rows] += imaging.real_series(change * state.transfer[rows])
         kept = specimen.present.scatter(1, fragile.site, specimen.present.gather(1, fragile.site) & ~lost)
         state.specimen.present[rows] = kept
 
@@ -421,48 +420,6 @@ def _check_region(region: Tensor) -> None:
             "Scan.region is (left, top, width, height) in fractions of the frame, with positive size and inside it; "
             f"given {region.tolist()[:4]}."
         )
-
-
-def _pixel_centres(count: int, device: torch.device) -> Tensor:
-    return (torch.arange(count, device=device) + 0.5) / count
-
-
-def _rows_between(knots: Tensor, rows: int) -> Tensor:
-    """Displacements (n, rows, 2) at the middle times of evenly timed rows, straight between knots (n, J + 1, 2)."""
-    at = _pixel_centres(rows, knots.device) * (knots.shape[1] - 1)
-    left = at.floor().long()
-    share = (at - left)[:, None]
-    return knots[:, left] * (1.0 - share) + knots[:, left + 1] * share
-
-
-def _samples_until(counts: Tensor, rule: TraceRule) -> Tensor:
-    """How many samples (n,) of a trace (n, J) are recorded before the rule stops it; all of them if it never does."""
-    samples = counts.shape[1]
-    baseline = counts[:, : rule.baseline_samples].mean(1, keepdim=True)
-    running = torch.nn.functional.avg_pool1d(counts.unsqueeze(1), rule.window_samples, stride=1).squeeze(1)
-    end = torch.arange(rule.window_samples, samples + 1, device=counts.device)  # samples used by each window
-    hit = torch.zeros_like(running, dtype=torch.bool)
-    if rule.rise is not None:
-        hit = hit | (running >= baseline * (1.0 + rule.rise))
-    if rule.fall is not None:
-        hit = hit | (running <= baseline * (1.0 - rule.fall))
-    hit = hit & (end > rule.baseline_samples)
-    return torch.where(hit, end, samples).amin(1)
-
-
-def _stretch(used: Tensor) -> Tensor:
-    """Indices (n, PATH_SAMPLES) that spread evenly over the first `used` (n,) samples."""
-    at = (torch.arange(PATH_SAMPLES, device=used.device) + 0.5) / PATH_SAMPLES
-    return (at * used.unsqueeze(1)).long()
-
-
-def _drift_at(used: Tensor, knots: Tensor, before: DriftState, after: DriftState) -> DriftState:
-    """The drift when a dwell of J samples stopped after `used` (n,): exact in place, between the ends in velocity."""
-    share = (used / (knots.shape[1] - 1)).unsqueeze(1)
-    creep = before.creep_ang + share * (after.creep_ang - before.creep_ang)
-    place = torch.gather(knots, 1, used[:, None, None].expand(-1, 1, 2)).squeeze(1)
-    velocity = before.velocity_ang_per_s + share * (after.velocity_ang_per_s - before.velocity_ang_per_s)
-    return DriftState(place + creep, velocity, creep, after.distortion)
 
 
 def _load_surrogate(config: Microscope, device: torch.device) -> Any:

@@ -1,4 +1,7 @@
-"""Atom targeting: find the atoms of one kind and hold the probe on them through drift, at low dose."""
+"""Atom targeting: find the atoms of one kind and hold the probe on them through drift, at low dose.
+
+Longer than most files here, because a task is one file: its settings, its state, its manual and its rules.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,51 @@
+"""Time inside one exposure: when each row of a frame is recorded, and when a dwell stops by itself."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stem_gym.core.instructions import TraceRule
+from stem_gym.simulator.drift import DriftState
+
+
+def pixel_centres(count: int, device: torch.device) -> Tensor:
+    return (torch.arange(count, device=device) + 0.5) / count
+
+
+def displacement_of_rows(knots: Tensor, rows: int) -> Tensor:
+    """Displacements (n, rows, 2) at the middle times of evenly timed rows, straight between knots (n, J + 1, 2)."""
+    at = pixel_centres(rows, knots.device) * (knots.shape[1] - 1)
+    left = at.floor().long()
+    share = (at - left)[:, None]
+    return knots[:, left] * (1.0 - share) + knots[:, left + 1] * share
+
+
+def samples_until(counts: Tensor, rule: TraceRule) -> Tensor:
+    """How many samples (n,) of a trace (n, J) are recorded before the rule stops it; all of them if it never does."""
+    samples = counts.shape[1]
+    baseline = counts[:, : rule.baseline_samples].mean(1, keepdim=True)
+    running = torch.nn.functional.avg_pool1d(counts.unsqueeze(1), rule.window_samples, stride=1).squeeze(1)
+    end = torch.arange(rule.window_samples, samples + 1, device=counts.device)  # samples used by each window
+    hit = torch.zeros_like(running, dtype=torch.bool)
+    if rule.rise is not None:
+        hit = hit | (running >= baseline * (1.0 + rule.rise))
+    if rule.fall is not None:
+        hit = hit | (running <= baseline * (1.0 - rule.fall))
+    hit = hit & (end > rule.baseline_samples)
+    return torch.where(hit, end, samples).amin(1)
+
+
+def spread_over(used: Tensor, samples: int) -> Tensor:
+    """Indices (n, samples) that spread evenly over the first `used` (n,) samples."""
+    at = (torch.arange(samples, device=used.device) + 0.5) / samples
+    return (at * used.unsqueeze(1)).long()
+
+
+def drift_at(used: Tensor, knots: Tensor, before: DriftState, after: DriftState) -> DriftState:
+    """The drift when a dwell of J samples stopped after `used` (n,): exact in place, between the ends in velocity."""
+    share = (used / (knots.shape[1] - 1)).unsqueeze(1)
+    creep = before.creep_ang + share * (after.creep_ang - before.creep_ang)
+    place = torch.gather(knots, 1, used[:, None, None].expand(-1, 1, 2)).squeeze(1)
+    velocity = before.velocity_ang_per_s + share * (after.velocity_ang_per_s - before.velocity_ang_per_s)
+    return DriftState(place + creep, velocity, creep, after.distortion)
