@@ -1,0 +1,1 @@
+"""What every agent is run with: finding, saving, evaluating, checking."""

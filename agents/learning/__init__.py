@@ -1,0 +1,1 @@
+"""What the learning agents share: the network, the adapter to Stable-Baselines3, the training run."""

@@ -1,0 +1,241 @@
+"""A PPO training run in a folder: progress on the screen, curve, TensorBoard, checkpoints, resumed after a kill.
+
+The folder holds `policy.safetensors` and `policy.json` (the policy so far), `checkpoint.safetensors` (to go on from),
+`curve.csv`, `curve.png` and `tensorboard/`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import torch
+from gymnasium.vector import AutoresetMode
+from pydantic import Field
+
+from agents.learning.actor_critic import NetworkPolicy, value_of
+from agents.learning.checkpoint import read_checkpoint, write_checkpoint
+from agents.learning.curve import draw_curve, read_curve, write_curve
+from agents.learning.network import NetworkSettings, PointingNetwork
+from agents.learning.progress import Bar
+from agents.learning.vec_env import VectorAdapter
+from stem_gym.core.config import Config
+from stem_gym.core.errors import ConfigError, RecordError
+from stem_gym.core.streams import row_seeds
+
+try:
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.logger import configure
+except ImportError as error:  # pragma: no cover – shown by the test that blocks the import
+    from stem_gym.core.errors import missing_extra
+
+    raise missing_extra("Training with Stable-Baselines3", "agents") from error
+
+SaveNetwork = Callable[[PointingNetwork, Mapping[str, Any]], Any]
+
+
+class Training(Config):
+    """How to train."""
+
+    steps: int = Field(3_000_000, gt=0)
+    """environment steps, all rows together"""
+    minutes: float | None = Field(None, gt=0)
+    """stop after this much time, if the steps are not done before; counted over resumed runs"""
+    rows: int = Field(64, ge=1)
+    """environments side by side"""
+    rollout: int = Field(32, ge=1)
+    """steps of each row between two updates"""
+    minibatch: int = Field(256, ge=2)
+    """samples of one gradient step"""
+    epochs: int = Field(3, ge=1)
+    """times that each sample is used"""
+    learning_rate: float = Field(7e-4, gt=0)
+    """at the start; falls linearly to a tenth"""
+    entropy: float = Field(2e-3, ge=0)
+    """weight of the entropy at the start; falls linearly to nothing"""
+    gamma: float = Field(0.985, gt=0, le=1)
+    """discount of later rewards"""
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    """weight of longer advantage estimates"""
+    target_kl: float | None = Field(0.03, gt=0)
+    """an update ends when the policy has moved so far"""
+    checkpoint_steps: int = Field(50_000, gt=0)
+    """steps between checkpoints"""
+    threads: int = Field(1, ge=1)
+    """threads of torch"""
+    seed: int = Field(0, ge=0)
+    """worlds, first weights and exploration"""
+
+
+@dataclass
+class Run:
+    """What a run keeps while it goes on."""
+
+    id: str
+    folder: Path
+    training: Training
+    save_network: SaveNetwork
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    quiet: bool = False
+    spent_s: float = 0.0  # in earlier sessions of this run
+    started: float = field(default_factory=time.monotonic)
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        return self.spent_s + time.monotonic() - self.started
+
+    def done(self, steps: int) -> float:
+        """Part of the run that is over, 0 to 1."""
+        by_time = self.seconds / (60.0 * self.training.minutes) if self.training.minutes else 0.0
+        return min(1.0, max(steps / self.training.steps, by_time))
+
+
+def train_network(run: Run, network: NetworkSettings, start: PointingNetwork | None = None, resume: bool = True) -> None:
+    """Train until the steps or minutes are over. Ctrl-C keeps what was done and is raised again.
+
+    `start` gives the first weights, for a warm start. Raises RecordError where the folder can not be written.
+    """
+    torch.set_num_threads(run.training.threads)
+    _keep_memory()
+    _make_folder(run.folder)
+    env = gymnasium.make_vec(
+        run.id, num_envs=run.training.rows, autoreset_mode=AutoresetMode.SAME_STEP, **run.overrides
+    )
+    try:
+        learner = _learner(run, env, network)
+        if start is not None:
+            learner.policy.network.load_state_dict(start.state_dict())
+        progress = read_checkpoint(run.folder, learner.policy.network, learner.policy.optimizer) if resume else None
+        if progress is not None:
+            learner.num_timesteps, run.spent_s = progress["steps"], progress["seconds"]
+            run.curve = [point for point in read_curve(run.folder) if point["steps"] <= progress["steps"]]
+            # New worlds: those of the beginning were learned from.
+            learner.set_random_seed(row_seeds(run.training.seed, progress["steps"] % 997 + 2)[-1] % 2**31)
+        _learn(run, learner)
+    finally:
+        env.close()
+
+
+def _keep_memory() -> None:
+    """Let the C library keep freed memory: batches of pictures otherwise come back from the system page by page."""
+    allocator = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if allocator is not None:
+        for option, value in ((-1, 2**30), (-2, 2**26), (-3, 2**25)):  # trim threshold, top pad, mmap threshold
+            allocator(option, value)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise RecordError(
+            f"Can not write to the folder {folder}: {error.strerror or error}. Name a folder that you may write to."
+        ) from error
+
+
+def _learner(run: Run, env: gymnasium.vector.VectorEnv, network: NetworkSettings) -> Any:
+    training = run.training
+    samples = training.rows * training.rollout
+    if samples % training.minibatch:
+        raise ConfigError(
+            f"minibatch must divide rows × rollout = {samples}; given {training.minibatch}. "
+            f"{max(n for n in range(1, training.minibatch + 1) if samples % n == 0)} would."
+        )
+    adapter = VectorAdapter(env, gamma=training.gamma)
+    learner = PPO(
+        NetworkPolicy,
+        adapter,
+        learning_rate=training.learning_rate,
+        n_steps=training.rollout,
+        batch_size=training.minibatch,
+        n_epochs=training.epochs,
+        gamma=training.gamma,
+        gae_lambda=training.gae_lambda,
+        ent_coef=training.entropy,
+        target_kl=training.target_kl,
+        policy_kwargs={"network_settings": network},
+        seed=training.seed,
+        device="cpu",
+    )
+    adapter.value_of = value_of(learner.policy)
+    learner.set_logger(configure(str(run.folder / "tensorboard"), ["tensorboard"]))
+    return learner
+
+
+def _learn(run: Run, learner: Any) -> None:
+    with Bar(run.training.steps, run.quiet) as bar:
+        watch = _Watch(run, bar)
+        try:
+            if run.done(learner.num_timesteps) < 1.0:
+                learner.learn(run.training.steps, callback=watch, reset_num_timesteps=False)
+        finally:
+            _keep(run, learner, final=True)
+
+
+def _keep(run: Run, learner: Any, final: bool = False) -> None:
+    """Write the checkpoint, the policy and the curve; the picture at the end alone."""
+    progress = {"steps": learner.num_timesteps, "seconds": run.seconds, "id": run.id}
+    write_checkpoint(run.folder, learner.policy.network, learner.policy.optimizer, progress)
+    write_curve(run.folder, run.curve)
+    facts = {"algorithm": "PPO (Stable-Baselines3)", **progress, "settings": run.training.model_dump(mode="json")}
+    run.save_network(learner.policy.network, facts)
+    if final and run.curve:
+        draw_curve(run.curve, run.folder / "curve.png", f"PPO on {run.id}")
+
+
+class _Watch(BaseCallback):  # type: ignore[misc]
+    """Collects episodes, sets the schedules, keeps checkpoints, and stops when the time is over."""
+
+    def __init__(self, run: Run, bar: Bar) -> None:
+        super().__init__()
+        self._run, self._bar = run, bar
+        self._episodes: list[dict[str, float]] = []
+        self._kept = 0
+
+    def _on_training_start(self) -> None:
+        # learn() counts `total_timesteps` on top of those done before; the end is the run's own.
+        self.model._total_timesteps = self._run.training.steps
+        self._kept = self.num_timesteps
+
+    def _on_step(self) -> bool:
+        for info in self.locals["infos"]:
+            if info:
+                self._episodes.append({"return": info["episode"]["r"], "length": info["episode"]["l"], **info["metrics"]})
+        return self._run.done(self.num_timesteps) < 1.0
+
+    def _on_rollout_end(self) -> None:
+        run, model = self._run, self.model
+        left = 1.0 - run.done(self.num_timesteps)
+        model.ent_coef = run.training.entropy * left
+        rate = run.training.learning_rate * (0.1 + 0.9 * left)
+        model.lr_schedule = lambda _: rate
+        if len(self._episodes) >= 20:
+            run.curve.append(self._point())
+            for name, value in run.curve[-1].items():
+                self.logger.record(f"episode/{name}", value)
+            self._episodes.clear()
+        self._bar.update(self.num_timesteps, run.curve[-1] if run.curve else {}, 1.0 - left)
+        if self.num_timesteps - self._kept >= run.training.checkpoint_steps:
+            self._kept = self.num_timesteps
+            _keep(run, model)
+
+    def _point(self) -> dict[str, float]:
+        """Means over the episodes that ended since the last point."""
+        names = ("return", "length", "targets_served", "success", "useful_share", "seconds", "pointing_error_pm")
+        point = {"steps": float(self.num_timesteps), "minutes": self._run.seconds / 60.0}
+        for name in names:
+            values = [episode[name] for episode in self._episodes if episode.get(name, float("nan")) == episode.get(name)]
+            if values:
+                point[name] = sum(values) / len(values)
+        return point

@@ -1,0 +1,126 @@
+"""PPO: a small network that learned by itself (proximal policy optimisation, Schulman et al., arXiv 1707.06347).
+
+Trained with Stable-Baselines3 (extra "agents"); running a trained policy needs torch alone. `agents.make("ppo", env)`
+gives the policy that ships for the env's id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from pydantic import Field
+
+from agents.engine.roster import shipped
+from agents.engine.storage import check_arrays, check_contract, read_arrays, read_contract
+from agents.learning.network import NetworkSettings, PointingNetwork
+from agents.policy import Array, Face, Observation, Policy, as_array, face_of
+from stem_gym.core.config import Config, parse
+from stem_gym.core.errors import PolicyError
+
+FRESH, SHIPPED = "fresh", "shipped"
+
+
+class Settings(Config):
+    """What can be chosen."""
+
+    weights: str = SHIPPED
+    """"shipped", "fresh" (untrained), or the folder of a trained policy"""
+    network: NetworkSettings = NetworkSettings()
+    """the network, where the weights are fresh"""
+    seed: int = Field(0, ge=0)
+    """first weights of an untrained network"""
+
+
+class Ppo(Policy):
+    """Acts on the mean of the learned Gaussian."""
+
+    name = "ppo"
+    Settings = Settings
+
+    def __init__(self, face: Face, settings: Settings) -> None:
+        folder = None if settings.weights == FRESH else _folder_of(face, settings.weights)
+        contract = None if folder is None else _contract_in(folder, face)
+        if contract is not None:
+            settings = parse(Settings, contract["settings"], f"{folder}, settings")
+        super().__init__(face, settings)
+        with torch.random.fork_rng(devices=[]):  # the first weights are a function of the seed, and of nothing else
+            torch.manual_seed(settings.seed)
+            self.network = PointingNetwork(face.observation_space, face.action_space, settings.network)
+        if folder is not None and contract is not None:
+            self.set_arrays(read_arrays(folder, contract))
+
+    def reset(self, rows: Sequence[int] | Array, seeds: Sequence[int] | None = None) -> None:
+        """Nothing is remembered between steps."""
+
+    def act(self, observation: Observation) -> Array:
+        tensors = {key: torch.as_tensor(as_array(value)) for key, value in observation.items()}
+        with torch.inference_mode():
+            mean = self.network(tensors)[0].numpy()
+        space: Any = self.face.action_space
+        return np.clip(mean, space.low, space.high).astype(space.dtype)
+
+    def arrays(self) -> dict[str, Array]:
+        return {name: value.detach().numpy() for name, value in self.network.state_dict().items()}
+
+    def set_arrays(self, arrays: Mapping[str, Array]) -> None:
+        check_arrays(arrays, self.arrays())
+        self.network.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in arrays.items()})
+
+
+def train(
+    id: str,
+    out: str | Path,
+    settings: Mapping[str, Any] | None = None,
+    resume: bool = True,
+    quiet: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+    **training: Any,
+) -> Ppo:
+    """Train on `id` in the folder `out` and give the trained policy; `training` are fields of `Training`.
+
+    A folder with a checkpoint is resumed. Ctrl-C keeps what was done and raises KeyboardInterrupt. Raises
+    MissingExtraError without Stable-Baselines3, RecordError where `out` can not be written, ConfigError for settings.
+    """
+    from agents.learning.training import Run, Training, train_network
+
+    env = gymnasium.make_vec(id, num_envs=1, **(overrides or {}))
+    face = face_of(env)
+    env.close()
+    chosen = {"weights": FRESH, **(settings or {})}
+    policy = Ppo(face, parse(Settings, chosen, "settings of the agent 'ppo'"))
+
+    def save(network: PointingNetwork, facts: Mapping[str, Any]) -> None:
+        policy.network.load_state_dict(network.state_dict())
+        policy.save(out, facts)
+
+    run = Run(id, Path(out), parse(Training, training, "training settings"), save, overrides or {}, quiet)
+    train_network(run, policy.settings.network, policy.network, resume)
+    return policy
+
+
+def _folder_of(face: Face, weights: str) -> Path:
+    if weights != SHIPPED:
+        return Path(weights)
+    folder = shipped(Ppo.name, face.id)
+    if folder is None:
+        raise PolicyError(
+            f"No trained 'ppo' ships for {face.id}. Train one (stem-gym train ppo {face.id} --out DIR) and give its "
+            'folder as weights, or ask for weights="fresh".'
+        )
+    return folder
+
+
+def _contract_in(folder: Path, face: Face) -> dict[str, Any]:
+    contract = read_contract(folder)
+    if contract["agent"] != Ppo.name:
+        raise PolicyError(f"The policy in {folder} is of the agent {contract['agent']!r}, not of 'ppo'.")
+    check_contract(contract, face, folder)
+    return contract
+
+
+POLICY = Ppo
