@@ -6,7 +6,8 @@ the scan coils do, and then, minus the sample's displacement at that time, a pla
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +90,7 @@ class SimulatedMicroscope(Instrument):
         largest = config.specimen.largest_cell_ang
         self.harmonics = imaging.Harmonics.within(largest, float(nominal.band_limit_per_ang))
         self._bins = max(1, round(max(largest) / config.dose_pixel_ang))
-        self._surrogate = _load_surrogate(config, self.device)
+        self._learned_image = _learned_image(config, self.device)
         self._state: _Rows | None = None
         self._streams: Streams | None = None
         self._handlers: dict[type[Instruction], Any] = {
@@ -206,9 +207,9 @@ class SimulatedMicroscope(Instrument):
 
     def _image(self, structure: Tensor, transfer: Tensor, specimen: Specimen, defocus_ang: Tensor) -> Tensor:
         """The expected image as a real series, corrected by the surrogate where the configuration says so."""
-        if self._surrogate is None:
+        if self._learned_image is None:
             return imaging.real_series(imaging.image_coefficients(structure, transfer))
-        return imaging.real_series(self._surrogate.coefficients(specimen, self._optics(defocus_ang), self.harmonics))
+        return imaging.real_series(self._learned_image(specimen, self._optics(defocus_ang), self.harmonics))
 
     def _advance(self, rows: Tensor, dt_s: Tensor) -> tuple[Tensor, DriftState]:
         """Displacements (n, J + 1, 2), the present one first, over steps dt_s (n, J), and the drift after."""
@@ -422,9 +423,12 @@ def _check_region(region: Tensor) -> None:
         )
 
 
-def _load_surrogate(config: Microscope, device: torch.device) -> Any:
+def _learned_image(config: Microscope, device: torch.device) -> Callable[..., Tensor] | None:
+    """What gives the expected image instead of the sum over atoms, where the configuration says so."""
     if not config.surrogate:
         return None
-    from stem_gym.surrogates.imaging import load_imaging_surrogate  # weights are read only where they are used
+    from stem_gym.surrogates.imaging import ImagingSurrogate, grid_shape  # weights are read only where they are used
 
-    return load_imaging_surrogate(device=device)
+    # One grid for all rows, of the largest cell, so that no row depends on its neighbours' cells.
+    shape = grid_shape(torch.tensor([config.specimen.largest_cell_ang]))
+    return functools.partial(ImagingSurrogate.load(device=device).coefficients, shape=shape)
