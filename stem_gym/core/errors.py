@@ -49,6 +49,17 @@ class UnknownNameError(StemGymError, KeyError):
         return str(self.args[0]) if self.args else ""
 
 
+class ConformanceError(StemGymError, AssertionError):
+    """A part broke a rule of its contract: which rule, what was seen, what would be right."""
+
+    def __init__(self, rule: str, seen: str, right: str) -> None:
+        super().__init__(f"{rule}. Seen: {seen}. Right: {right}.")
+        self.rule, self.seen, self.right = rule, seen, right
+
+    def __reduce__(self) -> tuple[type[ConformanceError], tuple[str, str, str]]:
+        return type(self), (self.rule, self.seen, self.right)
+
+
 class MissingExtraError(StemGymError, ImportError):
     """A part was used whose optional dependencies are not installed."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -93,6 +94,7 @@ def check_instruction(instruction: Instruction, capabilities: Capabilities, rows
         limits["value"] = _control_limits(instruction, capabilities)
     if name == "Read":
         _check_readable(instruction, capabilities)
+    _check_shape(instruction, name)
     _check_values(instruction, name, limits)
 
 
@@ -101,6 +103,8 @@ def _check_rows(index: Tensor, name: str, rows: int) -> None:
         raise InstructionError(f"{name}.rows must be int64 of shape (n,); given {index.dtype}, {tuple(index.shape)}.")
     if len(index) and (int(index.min()) < 0 or int(index.max()) >= rows):
         raise InstructionError(f"{name}.rows must lie in 0…{rows - 1}; given {index.tolist()[:8]}.")
+    if len(index) > 1 and bool((index.sort().values.diff() == 0).any()):
+        raise InstructionError(f"{name}.rows must name each row once; given {index.tolist()[:8]}.")
 
 
 def _control_limits(instruction: Any, capabilities: Capabilities) -> Limits:
@@ -116,6 +120,21 @@ def _check_readable(instruction: Any, capabilities: Capabilities) -> None:
         raise CapabilityError(f"The control {instruction.name!r} can not be read; readable: {sorted(known)}.")
 
 
+def _check_shape(instruction: Any, name: str) -> None:
+    """Pixels of a frame and samples of a trace are whole and positive; a trace rule fits its trace."""
+    shape = getattr(instruction, "shape", (1, 1))
+    if len(shape) != 2 or any(type(pixels) is not int or pixels < 1 for pixels in shape):
+        raise InstructionError(f"{name}.shape must be (H, W), two whole numbers of at least 1; given {shape}.")
+    samples, rule = getattr(instruction, "trace", 0), getattr(instruction, "stop", None)
+    if type(samples) is not int or samples < 0:
+        raise InstructionError(f"{name}.trace must be a whole number of samples, 0 for none; given {samples}.")
+    if rule is None:
+        return
+    windows = (rule.baseline_samples, rule.window_samples)
+    if min(windows) < 1 or (samples and max(windows) > samples):
+        raise InstructionError(f"{name}.stop must average 1…{samples or 'all'} samples of the trace; given {rule}.")
+
+
 def _check_values(instruction: Instruction, name: str, limits: Mapping[str, Limits]) -> None:
     n = len(instruction.rows)
     for key, value in vars(instruction).items():
@@ -127,7 +146,7 @@ def _check_values(instruction: Instruction, name: str, limits: Mapping[str, Limi
             continue
         low, high = (float(bound) for bound in value.aminmax())
         allowed = limits.get(key, Limits(-float("inf"), float("inf")))
-        if not (allowed.low <= low and high <= allowed.high) or high - low == float("inf") or low != low:
+        if not (allowed.low <= low and high <= allowed.high and math.isfinite(low) and math.isfinite(high)):
             raise InstructionError(
                 f"{name}.{key} must be finite and within [{allowed.low:g}, {allowed.high:g}]; "
                 f"given {low:g} to {high:g}."
