@@ -114,6 +114,19 @@ def test_supercells_are_hardly_strained_and_whole(lattice, side_ang):
         assert all(per_atom[i] in columns[n] for i, n in enumerate(number[number > 0]))
 
 
+def test_neighbours_are_one_bond_away():
+    templates = supercells(graphene_lattice(), 20.0)
+    for cell, xy, number, neighbours in zip(
+        templates.cell_ang, templates.xy_ang, templates.atomic_number, templates.neighbours, strict=True
+    ):
+        there = number > 0
+        step = xy[neighbours] - xy[:, None]
+        distance = np.linalg.norm(step - cell * np.round(step / cell), axis=-1)
+        np.testing.assert_allclose(distance[there], 1.42, rtol=2 * LARGEST_STRAIN)
+        assert (np.sort(neighbours[there])[:, 1:] != np.sort(neighbours[there])[:, :-1]).all()  # three different ones
+        assert (neighbours[~there] == np.nonzero(~there)[0][:, None]).all()
+
+
 def test_supercells_sample_the_orientations():
     angles = np.degrees(supercells(graphene_lattice(), 30.0).angle_rad)
     assert angles.min() < 10.0 and angles.max() > 45.0 and len(np.unique(angles.round(3))) >= 5
@@ -163,6 +176,33 @@ def test_no_atom_at_an_edge_hangs_by_one_bond():
         distance = periodic_distances(specimen, row, index)
         bonds = ((distance > 0.5) & (distance < 1.6)).sum(1)
         assert (bonds >= 1).all() and (bonds < 2).sum() <= 1  # two passes leave a straggler at the very most
+
+
+def test_dopants_at_an_edge_keep_their_three_bonds():
+    recipe = GrapheneRecipe(edge_probability=1.0, dopants=(Dopant(element="Si", count_min=4, count_max=4),))
+    specimen = build(recipe, 24)
+    for row in range(24):
+        index = torch.nonzero(specimen.present[row])[:, 0]
+        distance = periodic_distances(specimen, row, index)
+        bonds = ((distance > 0.5) & (distance < 1.6)).sum(1)
+        assert (bonds[specimen.atomic_number[row, index] == 14] == 3).all()
+
+
+@pytest.mark.parametrize("kind", ["graphene", "mos2"])
+def test_lattices_are_shifted_and_mirrored_at_random(kind):
+    recipe = GrapheneRecipe() if kind == "graphene" else MoS2Recipe()
+    specimen = build(recipe, 1000)
+    place = specimen.xy_ang[:, 0] / specimen.cell_ang
+    # Uniform on [0, 1): mean 1/2 and variance 1/12, five standard errors of 1,000; x and y apart from each other.
+    assert (place.mean(0) - 0.5).abs().max() < 5 * math.sqrt(1 / 12 / 1000)
+    assert (place.var(0) - 1 / 12).abs().max() < 5 * math.sqrt(1 / 180 / 1000)
+    assert abs(torch.corrcoef(place.T)[0, 1].item()) < 5 / math.sqrt(1000)
+    # Seen from the first atom, the second lies to the left as often as to the right.
+    step = minimum_image_ang((specimen.xy_ang[:, 2] - specimen.xy_ang[:, 0])[:, None], specimen.cell_ang)[:, 0, 0]
+    for size in step.abs().round(decimals=2).unique():
+        same = step[(step.abs() - size).abs() < 0.01]
+        if size > 0.1 and len(same) > 50:
+            assert abs((same > 0).float().mean().item() - 0.5) < 5 * 0.5 / math.sqrt(len(same))
 
 
 def test_mos2_sites():
@@ -239,6 +279,7 @@ def test_atoms_of_ase_become_a_specimen():
     assert specimen.atomic_number[2].tolist() == [6, 14]
     lone = specimen_from_atoms(ase.Atoms("C2", positions=[(0, 0, 0), (0, 1.4, 0)]))
     assert lone.cell_ang[0].tolist() == pytest.approx([10.0, 11.4])
+    assert lone.xy_ang[0].flatten().tolist() == pytest.approx([5.0, 5.0, 5.0, 6.4])  # in the middle of its vacuum
 
 
 @pytest.mark.parametrize("cell", [[(10, 0, 0), (5, 8, 0), (0, 0, 5)], [(10, 0, 1), (0, 8, 0), (0, 0, 5)]])
