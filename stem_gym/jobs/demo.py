@@ -6,6 +6,7 @@ Each part stands alone: where one can not run (a missing extra, say), its messag
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ PANELS = {
     "return": "Return",
 }
 _STRIP = 6  # frames of the recording that are drawn
+_FILM_FPS = 3  # steps of an episode that are shown in a second
 
 
 @dataclass(frozen=True)
@@ -182,16 +184,15 @@ def video(id: str, agent: str, folder: Path, seed: int) -> Path:
         import moviepy  # noqa: F401 – what Gymnasium writes videos with
     except ImportError as error:
         raise missing_extra("Writing a video", "viz") from error
-    prefix = f"episode_{agent}"
     env = gymnasium.make(id, render_mode="rgb_array")
-    film = gymnasium.wrappers.RecordVideo(
-        env, str(folder), episode_trigger=lambda number: True, name_prefix=prefix, disable_logger=True
-    )
-    try:
-        deploy.play(film, policy_for(agent, env), 0, seed)
-    finally:
-        film.close()
-    return folder / f"{prefix}-episode-0.mp4"
+    with tempfile.TemporaryDirectory(dir=folder) as draft:
+        where = str(Path(draft) / "video")
+        film = gymnasium.wrappers.RecordVideo(env, where, lambda number: True, fps=_FILM_FPS, disable_logger=True)
+        try:
+            deploy.play(film, policy_for(agent, env), 0, seed)
+        finally:
+            film.close()
+        return next(Path(where).glob("*.mp4")).rename(folder / f"episode_{agent}.mp4")
 
 
 def _farewell(result: Result, screen: Console) -> None:

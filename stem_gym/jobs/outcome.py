@@ -20,6 +20,8 @@ from stem_gym.core.errors import RecordError
 
 Episode = Mapping[str, Any]
 LEADING = ("success", "return", "seconds", "electrons", "measurements", "thinking_s")
+_STEPWISE = ("reward_",)  # terms of the last step: kept in the files, no figure of an episode
+_TWICE = ("episode_return",)
 _VERSIONED = ("stem-gym", "torch", "gymnasium", "numpy", "stable-baselines3")
 
 
@@ -49,6 +51,11 @@ def numbers_of(episodes: Sequence[Episode]) -> list[str]:
     """Names of the figures that every episode has, the common ones first."""
     names = [name for name, value in episodes[0].items() if isinstance(value, bool | int | float)] if episodes else []
     return [name for name in LEADING if name in names] + sorted(name for name in names if name not in LEADING)
+
+
+def told_of(episodes: Sequence[Episode]) -> list[str]:
+    """Those figures that say something about an episode as a whole."""
+    return [name for name in numbers_of(episodes) if name not in _TWICE and not name.startswith(_STEPWISE)]
 
 
 def mean_and_error(values: Iterable[float]) -> tuple[float, float]:
@@ -88,7 +95,8 @@ def shown(value: float, error: float = math.nan) -> str:
     if not math.isfinite(value):
         return "–"
     if abs(value) >= 1e6:
-        return f"{value:.3g} ± {error:.2g}" if math.isfinite(error) else f"{value:.3g}"
+        large = f"{value:.3g} ± {error:.2g}" if math.isfinite(error) else f"{value:.3g}"
+        return large.replace("e+0", "e").replace("e+", "e")
     digits = 0 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
     text = f"{value:,.{min(digits, 4)}f}"
     return f"{text} ± {error:,.{min(digits, 4)}f}" if math.isfinite(error) else text
@@ -102,8 +110,8 @@ def table(outcomes: Sequence[Outcome]) -> Table:
     result.add_column("mean ± standard error")
     for row in rows:
         result.add_column(row["agent"], justify="right")
-    result.add_row("success (95 % interval)", *(_success(row) for row in rows))
-    names = list(dict.fromkeys(name for outcome in outcomes for name in numbers_of(outcome.episodes)))
+    result.add_row("success, 95 % interval", *(_success(row) for row in rows))
+    names = list(dict.fromkeys(name for outcome in outcomes for name in told_of(outcome.episodes)))
     for name in names:
         if name != "success":
             cells = (shown(row.get(name, math.nan), row.get(f"{name}_error", math.nan)) for row in rows)
@@ -117,9 +125,10 @@ def episode_table(outcome: Outcome) -> Table:
     result.add_column("episode")
     for number in range(len(outcome.episodes)):
         result.add_column(str(number), justify="right")
-    for name in numbers_of(outcome.episodes):
-        values = [episode[name] for episode in outcome.episodes]
-        result.add_row(name, *("yes" if v is True else "no" if v is False else shown(float(v)) for v in values))
+    for name in told_of(outcome.episodes):
+        values = [float(episode[name]) for episode in outcome.episodes]
+        yes_or_no = name.startswith("success")
+        result.add_row(name, *(("yes" if value else "no") if yes_or_no else shown(value) for value in values))
     return result
 
 

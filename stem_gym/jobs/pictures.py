@@ -14,6 +14,7 @@ from stem_gym.jobs.outcome import Outcome, mean_and_error, share_interval
 
 _INK, _FAINT, _ACCENT = "#1f2933", "#cbd2d9", "#0b7285"
 _SERIES = ("#0b7285", "#e8590c", "#5f3dc4", "#2b8a3e", "#c92a2a", "#1864ab")
+_SHARES = ("success", "useful_share")  # between 0 and 1
 _STYLE: Any = {
     "figure.dpi": 150,
     "figure.facecolor": "white",
@@ -61,6 +62,8 @@ def comparison(outcomes: Sequence[Outcome], metrics: Mapping[str, str], path: Pa
             axis.tick_params(axis="y", length=0)
             low, high = axis.get_xlim()
             axis.set_xlim(low, high + 0.45 * (high - low))  # room for the figures at the right edge
+            if name in _SHARES:
+                axis.set_xticks((0.0, 0.5, 1.0))
             axis.axvline(0, color=_FAINT, linewidth=0.8, zorder=0)
         axes[0][0].invert_yaxis()
         figure.suptitle(
