@@ -10,6 +10,7 @@ from stem_gym.core.streams import Streams, row_seeds
 from stem_gym.simulator.drift import (
     DriftModel,
     DriftState,
+    _path_variance,
     advance,
     distort,
     frame_time_s,
@@ -51,6 +52,15 @@ def test_random_walk_spreads_as_two_d_t():
 def test_wandering_spreads_as_an_ornstein_uhlenbeck_path_however_it_is_cut(dt_s):
     model = DriftModel(speed_ang_per_s=1.0, correlation_s=5.0)
     assert offsets(model, dt_s)[:, -1].var().item() == pytest.approx(path_variance(model, 8.0), rel=FIVE_ERRORS)
+
+
+def test_variance_of_a_short_path_survives_float32():
+    # The closed form in float64; below a tenth of a correlation time float32 needs the series, to 1e-3 at the join.
+    scaled = torch.tensor([1e-4, 1e-2, 0.09, 0.099, 0.101, 0.3, 2.0, 20.0])
+    exact = scaled.double()
+    exact = 2 * exact - 3 + 4 * torch.exp(-exact) - torch.exp(-2 * exact)
+    exact[0] = 2.0 / 3.0 * 1e-12  # its own cancellation, even in float64; the leading term is within 1e-4
+    torch.testing.assert_close(_path_variance(scaled), exact.float(), rtol=1e-3, atol=0)
 
 
 def test_path_between_two_times_is_correlated_as_it_should_be():
