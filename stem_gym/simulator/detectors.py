@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from stem_gym.core.config import Config
 from stem_gym.core.units import ELECTRONS_PER_PC
 
 
@@ -18,10 +19,8 @@ class CountingRows(Protocol):
     def poisson(self, rows: Tensor, rate: Tensor) -> Tensor: ...
 
 
-class DetectorModel(BaseModel):
+class DetectorModel(Config):
     """An annular dark-field detector with its amplifier and its scan line."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     inner_mrad: float = Field(default=80.0, gt=0, lt=500, description="inner collection semi-angle")
     outer_mrad: float = Field(default=200.0, gt=0, lt=1000, description="outer collection semi-angle")

@@ -11,8 +11,10 @@ from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
+
+from stem_gym.core.config import Config
 
 
 class NormalRows(Protocol):
@@ -21,10 +23,8 @@ class NormalRows(Protocol):
     def normal(self, rows: Tensor, shape: tuple[int, ...] = ()) -> Tensor: ...
 
 
-class DriftModel(BaseModel):
+class DriftModel(Config):
     """How a stage drifts, and how the scan is distorted."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     speed_ang_per_s: float = Field(default=0.3, ge=0, le=100, description="root mean square drift speed")
     correlation_s: float = Field(default=60.0, gt=0, description="time over which the velocity forgets itself")

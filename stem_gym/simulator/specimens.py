@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from stem_gym.core.config import Config
 from stem_gym.core.elements import atomic_number_of
 from stem_gym.core.errors import ConfigError, missing_extra
 from stem_gym.core.periodic import nearest_image
@@ -62,11 +63,7 @@ class Specimen:
         return replace(self, **changes)
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Dopant(_Strict):
+class Dopant(Config):
     """Foreign atoms of one element, on the lattice's sites."""
 
     element: str
@@ -88,7 +85,7 @@ class Dopant(_Strict):
         return self
 
 
-class Contamination(_Strict):
+class Contamination(Config):
     """Broad patches of hydrocarbon, in equivalents of carbon atoms."""
 
     blobs_max: int = Field(default=0, ge=0, le=32)
@@ -99,7 +96,7 @@ class Contamination(_Strict):
     atom_weight_ang2: float = Field(default=8.0e-4, gt=0, description="HAADF cross section of a carbon atom")
 
 
-class GrapheneRecipe(_Strict):
+class GrapheneRecipe(Config):
     """A graphene sheet in random orientation with substitutional dopants, vacancies, an edge, and contamination."""
 
     kind: Literal["graphene"] = "graphene"
@@ -142,7 +139,7 @@ class GrapheneRecipe(_Strict):
         return sheet.replace(present=present)
 
 
-class MoS2Recipe(_Strict):
+class MoS2Recipe(Config):
     """A 2H MoS2 monolayer in random orientation with dopants on either sublattice and sulphur vacancies.
 
     The two S of a column are two atoms at one place; a vacancy takes one of them.
@@ -182,7 +179,7 @@ class MoS2Recipe(_Strict):
         return add_contamination(sheet, self.contamination, streams, rows)
 
 
-class NanoparticleRecipe(_Strict):
+class NanoparticleRecipe(Config):
     """A face-centred cubic particle in random orientation on a thin film of amorphous carbon.
 
     Depth is not kept: the image is the incoherent, projected one, good for a few nanometres off a zone axis.
@@ -237,7 +234,7 @@ class NanoparticleRecipe(_Strict):
         return Specimen(cell, xy, number, present, sigma, none[..., None].expand(-1, -1, 2), none, none)
 
 
-class AtomsRecipe(_Strict):
+class AtomsRecipe(Config):
     """The atoms of a file that ASE reads, seen along z, at a random place of their periodic cell."""
 
     kind: Literal["atoms"] = "atoms"

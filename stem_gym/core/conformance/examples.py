@@ -96,7 +96,8 @@ class Examples:
     def set(self, rows: Tensor, control: str, value: float | None = None) -> Set:
         """Set `control` to `value`, by default somewhere inside its limits."""
         limits = self._has.settable.get(control, Limits(0.0, 0.0))
-        given = value if value is not None else _inside(limits, 0.5 * (limits.low + limits.high))
+        middle = 0.5 * (limits.low + limits.high)
+        given = value if value is not None else _inside(limits, middle if math.isfinite(middle) else 0.0)
         return Set(rows, control, torch.full((len(rows),), given, device=rows.device))
 
     def refusals(self, name: str, rows: Tensor, all_rows: int) -> Iterator[Refusal]:

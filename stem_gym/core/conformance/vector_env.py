@@ -31,7 +31,7 @@ def check_vector_env(
     `make(num_envs=…, autoreset_mode=…)` makes the env, `make_single()` the same as a `gymnasium.Env`. The rules:
 
     * spaces, shapes and types; observations that are not reused buffers, actions that are left alone;
-    * one seed is one episode; a row does not depend on the number of rows, on its neighbours, or on when they are reset,
+    * one seed is one episode; a row does not depend on the number of rows, on its neighbours or on when they are reset,
       and equals the single env seeded with its `row_seeds`;
     * every autoreset mode tells the same story;
     * unusable actions are refused and change nothing; a pickled copy goes on alike.
