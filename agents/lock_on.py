@@ -15,13 +15,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from agents.engine.sight import brightest_spots, centroids, field_of, fractions_of
+from agents.engine.sight import brightest_spots, centroids, field_of, fractions_of, same_sites
 from agents.engine.tracking import DriftPrior, SiteTracker
 from agents.policy import Array, Face, Observation, Policy, as_array
 from stem_gym.core.config import Config
 from stem_gym.core.units import ELECTRONS_PER_PC
 
 _AGE_S = 10.0  # the observation's ages are in this unit, and end at 1
+_SAME_ANG = 0.8  # two pictures of a site agree to this, once the drift in between is taken out
 
 
 class Settings(Config):
@@ -47,6 +48,12 @@ class Settings(Config):
     """dwell only when the place is known to this"""
     radius_used: float = Field(0.8, gt=0, le=1)
     """part of the radius that drift and doubt may fill during a dwell"""
+    contrast: float = Field(1.3, ge=1)
+    """the faintest site must be so much brighter than the next spot, else a slower frame is taken"""
+    brightness: float = Field(0.5, gt=0)
+    """a spot fainter than this part of the accepted fraction is no site"""
+    tries: int = Field(3, ge=1)
+    """opening frames after which the brightest spots are taken as they are"""
     margin: float = Field(0.04, ge=0)
     """electrons given beyond what is wanted, as a fraction"""
 
@@ -68,6 +75,7 @@ class LockOn(Policy):
         self._rate = np.zeros(rows)  # electrons / wanted per second of dwell, as far as it is known
         self._target = np.zeros(rows, dtype=np.int64)
         self._missed = np.zeros(rows, dtype=np.int64)  # scans in a row that did not show the target
+        self._tries = np.zeros(rows, dtype=np.int64)  # opening frames since the sites were known
         self._kind = np.zeros(rows)  # of the last step: 0 the opening frame, 1 a scan, −1 a dwell
         self._planned_s = np.zeros(rows)
         self._hit = np.zeros(rows)  # how much of the last dwell is thought to have been within the radius
@@ -76,8 +84,8 @@ class LockOn(Policy):
     def reset(self, rows: Sequence[int] | Array, seeds: Sequence[int] | None = None) -> None:
         index = np.asarray(rows, dtype=np.int64)
         self._tracker.reset(index)
-        own = (self._found, self._given, self._rate, self._target, self._missed, self._kind, self._planned_s)
-        for memory in (*own, self._hit, self._before):
+        own = (self._found, self._given, self._rate, self._target, self._missed, self._tries, self._kind)
+        for memory in (*own, self._planned_s, self._hit, self._before):
             memory[index] = 0
 
     def act(self, observation: Observation) -> Array:
@@ -126,11 +134,20 @@ class LockOn(Policy):
         self._measure(looked[:, None] & inside & (height > 0.6 * self.field.accepted_fraction), measured, age_s, pixel_ang)
 
     def _open(self, rows: Array, image: Tensor, region_ang: Array, pixel_ang: Array) -> None:
-        """The brightest spots are the sites."""
-        sigma_pixels = self.field.probe_sigma_ang * image.shape[2] / self.field.fov_ang
-        spots, height = brightest_spots(image[torch.from_numpy(rows)], sigma_pixels, self.field.targets)
-        self._found[rows] = height > 0.5 * self.field.accepted_fraction
-        places = region_ang[rows, None, :2] + (spots + 0.5) * pixel_ang[rows, None, None]
+        """The brightest spots are the sites, if they stand out from the next one; else a slower frame is wanted."""
+        count, field = self.field.targets, self.field
+        sigma_pixels = field.probe_sigma_ang * image.shape[2] / field.fov_ang
+        spots, height = brightest_spots(image[torch.from_numpy(rows)], sigma_pixels, count + 1)
+        clear = height[:, count - 1] > self.settings.contrast * height[:, count]
+        self._tries[rows] = np.where(clear, self.settings.tries, self._tries[rows] + 1)
+        sure = self._tries[rows] >= self.settings.tries
+        bright = height[:, :count] > self.settings.brightness * field.accepted_fraction
+        places = region_ang[rows, None, :2] + (spots[:, :count] + 0.5) * pixel_ang[rows, None, None]
+        old = self._tracker.mean[rows, :, :-1].transpose(0, 2, 1)
+        match = same_sites(old, places, _SAME_ANG)  # (n, N) which old site a new one was
+        given = np.where(match >= 0, np.take_along_axis(self._given[rows], match.clip(min=0), axis=1), 0.0)
+        self._given[rows] = np.where(self._found[rows].any(1)[:, None], given, self._given[rows])
+        self._found[rows] = bright & sure[:, None]
         self._tracker.place(rows, places, 1.0)
 
     def _expected(self, region_ang: Array, pixel_ang: Array, seconds: Array) -> tuple[Array, Array, Array]:
@@ -165,17 +182,25 @@ class LockOn(Policy):
 
     # What to do next
 
+    def _missing(self) -> Array:
+        """(B,) what the target still needs; where all seem served but the episode goes on, a little more."""
+        given = self._given[np.arange(len(self._target)), self._target]
+        missing: Array = 1.0 + self.settings.margin - given
+        return np.where(missing > 0.5 * self.settings.margin, missing, 0.1)
+
     def _decide(self) -> Array:
         settings, field = self.settings, self.field
         self._choose_target()
         rate = np.where(self._rate > 0.0, self._rate, settings.current_pa * ELECTRONS_PER_PC / field.wanted_electrons)
         rows = np.arange(len(rate))
-        missing = (1.0 + settings.margin - self._given[rows, self._target]).clip(min=0.0)
         _, now_ang = self._tracker.predict(self._target, np.zeros(len(rows)))
-        stay_s = np.minimum(self._longest_stay_s(), missing / rate).clip(field.dwell_min_s, field.dwell_max_s)
+        stay_s = np.minimum(self._longest_stay_s(), self._missing() / rate).clip(field.dwell_min_s, field.dwell_max_s)
         place, later_ang = self._tracker.predict(self._target, 0.5 * stay_s)
         self._hit = _share_within(later_ang, self._tracker.speed_ang_per_s * stay_s, field.radius_ang)
-        lost = (self._missed >= 2) | ~self._found[rows, self._target]
+        # Far more given than wanted, and the episode goes on: some of it went to what was no target.
+        wrong = (self._given > 1.3).all(1)
+        self._given[wrong] = 0.0
+        lost = (self._missed >= 2) | ~self._found[rows, self._target] | wrong
         look = lost | (now_ang > settings.trust_sigma_ang)
         side = np.where(lost, field.fov_ang, settings.scan_side_ang + 6.0 * now_ang).clip(
             field.scan_side_min_ang, field.fov_ang
@@ -188,6 +213,7 @@ class LockOn(Policy):
         # A frame that is taken because nothing was found, or all was lost, opens the search anew.
         self._kind = np.where(look, np.where(lost, 0.0, 1.0), -1.0)
         self._missed[lost] = 0
+        self._tries[lost & self._found.any(1)] = 0
         self._planned_s = np.where(look, 0.05 + pixel_s * field.pixels**2, stay_s)
         return np.where(look[:, None], scan, stay)
 

@@ -79,11 +79,12 @@ def train(
     resume: bool = True,
     quiet: bool = False,
     overrides: Mapping[str, Any] | None = None,
+    imitation: Mapping[str, Any] | None = None,
     **training: Any,
 ) -> Ppo:
     """Train on `id` in the folder `out` and give the trained policy; `training` are fields of `Training`.
 
-    A folder with a checkpoint is resumed. Ctrl-C keeps what was done and raises KeyboardInterrupt. Raises
+    `imitation` (fields of `Imitation`; may be empty) begins with a warm start from a script, for atom targeting. A folder with a checkpoint is resumed. Ctrl-C keeps what was done and raises KeyboardInterrupt. Raises
     MissingExtraError without Stable-Baselines3, RecordError where `out` can not be written, ConfigError for settings.
     """
     from agents.learning.training import Run, Training, train_network
@@ -99,8 +100,21 @@ def train(
         policy.save(out, facts)
 
     run = Run(id, Path(out), parse(Training, training, "training settings"), save, overrides or {}, quiet)
-    train_network(run, policy.settings.network, policy.network, resume)
+    train_network(run, policy.settings.network, None if imitation is None else _warm_start(run, imitation), resume)
     return policy
+
+
+def _warm_start(run: Any, imitation: Mapping[str, Any]) -> Any:
+    from agents.learning.imitation import Imitation, imitate
+
+    settings = parse(Imitation, imitation, "imitation settings")
+
+    def teach(network: PointingNetwork) -> dict[str, Any]:
+        loss = imitate(network, run.id, settings, run.training.rows, run.training.seed, run.overrides)
+        facts = {"from": "a script without memory, by dataset aggregation (agents/learning/imitation.py)", "loss": loss}
+        return facts | settings.model_dump(mode="json")
+
+    return teach
 
 
 def _folder_of(face: Face, weights: str) -> Path:

@@ -106,7 +106,7 @@ def brightest_spots(image: Tensor, sigma_pixels: float, count: int) -> tuple[Arr
     Height is the smoothed fraction; where a frame has fewer maxima it is 0.
     """
     rows, height, width = image.shape
-    filtered = smooth(image, torch.full((rows,), 0.6 * sigma_pixels))
+    filtered = smooth(image, torch.full((rows,), 0.8 * sigma_pixels))
     reach = 2 * max(1, round(1.5 * sigma_pixels)) + 1
     highest = torch.nn.functional.max_pool2d(filtered[:, None], reach, stride=1, padding=reach // 2)[:, 0]
     peaks = torch.where(filtered == highest, filtered, 0.0).flatten(1)
@@ -139,6 +139,22 @@ def centroids(image: Tensor, start: Array, sigma_pixels: Array, steps: int = 6) 
         centre = centre + (2.0 * shift).clamp(-2.0 * sigma, 2.0 * sigma) * (mass > 1e-12).unsqueeze(-1)
     height_over = mass / (along_x.sum(2) * along_y.sum(2)).clamp(min=1e-12)
     return centre.numpy().astype(np.float64), height_over.numpy().astype(np.float64)
+
+
+def same_sites(old_ang: Array, new_ang: Array, tolerance_ang: float) -> Array:
+    """For each new site (n, N, 2) which of the old ones (n, N, 2) it was, −1 where none: (n, N).
+
+    Both are the same rigid pattern up to a shift: every pair of an old and a new site proposes one, and the shift under
+    which most sites agree wins, the smaller of two equal ones.
+    """
+    shift = new_ang[:, None] - old_ang[:, :, None]  # (n, N old, N new, 2)
+    proposals = shift.reshape(len(shift), -1, 2)  # (n, P, 2)
+    away = np.linalg.norm(shift[:, None] - proposals[:, :, None, None], axis=-1)  # (n, P, N old, N new)
+    agree = (away.min(2) < tolerance_ang).sum(2) - 0.02 * np.linalg.norm(proposals, axis=-1)
+    rows = np.arange(len(shift))
+    best = away[rows, agree.argmax(1)]  # (n, N old, N new)
+    match: Array = np.where(best.min(1) < tolerance_ang, best.argmin(1), -1)
+    return match
 
 
 def _log_part(value: Array, low: float, high: float) -> Array:

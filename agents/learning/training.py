@@ -66,6 +66,8 @@ class Training(Config):
     """weight of longer advantage estimates"""
     target_kl: float | None = Field(0.03, gt=0)
     """an update ends when the policy has moved so far"""
+    critic_updates: int = Field(12, ge=0)
+    """after a warm start, first updates that teach the critic alone, lest a blind one spoil what was imitated"""
     checkpoint_steps: int = Field(50_000, gt=0)
     """steps between checkpoints"""
     threads: int = Field(1, ge=1)
@@ -87,6 +89,8 @@ class Run:
     spent_s: float = 0.0  # in earlier sessions of this run
     started: float = field(default_factory=time.monotonic)
     curve: list[dict[str, float]] = field(default_factory=list)
+    warm: Mapping[str, Any] = field(default_factory=dict)  # how the first weights came about
+    critic_updates: int = 0  # still to come
 
     @property
     def seconds(self) -> float:
@@ -98,10 +102,12 @@ class Run:
         return min(1.0, max(steps / self.training.steps, by_time))
 
 
-def train_network(run: Run, network: NetworkSettings, start: PointingNetwork | None = None, resume: bool = True) -> None:
+def train_network(
+    run: Run, network: NetworkSettings, warm_start: Callable[[PointingNetwork], Mapping[str, Any]] | None, resume: bool
+) -> None:
     """Train until the steps or minutes are over. Ctrl-C keeps what was done and is raised again.
 
-    `start` gives the first weights, for a warm start. Raises RecordError where the folder can not be written.
+    `warm_start` teaches a new run's network before, and tells how. Raises RecordError where the folder can not be written.
     """
     torch.set_num_threads(run.training.threads)
     _keep_memory()
@@ -111,14 +117,15 @@ def train_network(run: Run, network: NetworkSettings, start: PointingNetwork | N
     )
     try:
         learner = _learner(run, env, network)
-        if start is not None:
-            learner.policy.network.load_state_dict(start.state_dict())
         progress = read_checkpoint(run.folder, learner.policy.network, learner.policy.optimizer) if resume else None
         if progress is not None:
-            learner.num_timesteps, run.spent_s = progress["steps"], progress["seconds"]
+            learner.num_timesteps, run.spent_s, run.warm = progress["steps"], progress["seconds"], progress["warm_start"] or {}
             run.curve = [point for point in read_curve(run.folder) if point["steps"] <= progress["steps"]]
             # New worlds: those of the beginning were learned from.
             learner.set_random_seed(row_seeds(run.training.seed, progress["steps"] % 997 + 2)[-1] % 2**31)
+        elif warm_start is not None:
+            run.warm = warm_start(learner.policy.network)
+            run.critic_updates = run.training.critic_updates
         _learn(run, learner)
     finally:
         env.close()
@@ -185,7 +192,12 @@ def _learn(run: Run, learner: Any) -> None:
 
 def _keep(run: Run, learner: Any, final: bool = False) -> None:
     """Write the checkpoint, the policy and the curve; the picture at the end alone."""
-    progress = {"steps": learner.num_timesteps, "seconds": run.seconds, "id": run.id}
+    progress = {
+        "steps": learner.num_timesteps,
+        "seconds": round(run.seconds, 1),
+        "id": run.id,
+        "warm_start": run.warm or None,
+    }
     write_checkpoint(run.folder, learner.policy.network, learner.policy.optimizer, progress)
     write_curve(run.folder, run.curve)
     facts = {"algorithm": "PPO (Stable-Baselines3)", **progress, "settings": run.training.model_dump(mode="json")}
@@ -220,6 +232,9 @@ class _Watch(BaseCallback):  # type: ignore[misc]
         model.ent_coef = run.training.entropy * left
         rate = run.training.learning_rate * (0.1 + 0.9 * left)
         model.lr_schedule = lambda _: rate
+        for name, parameter in model.policy.network.named_parameters():
+            parameter.requires_grad_(run.critic_updates == 0 or name.startswith("critic"))
+        run.critic_updates = max(0, run.critic_updates - 1)
         if len(self._episodes) >= 20:
             run.curve.append(self._point())
             for name, value in run.curve[-1].items():
