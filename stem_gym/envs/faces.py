@@ -20,6 +20,7 @@ from stem_gym.envs.variants import LoadedVariant, build, instrument_override, lo
 
 RENDER_MODES = ("rgb_array", "human")
 RENDER_FPS = 10
+_AUTORESET = [mode.value for mode in AutoresetMode]
 _SECTIONS = ("task", "instrument", "budget")
 
 
@@ -41,7 +42,13 @@ def make_vector_env(
 ) -> StemVectorEnv:
     """What `gymnasium.make_vec(id, num_envs=…, …)` calls; overrides as in `make_env`."""
     loaded, runtime = _load(variant, overrides)
-    return StemVectorEnv(loaded, runtime, num_envs, AutoresetMode(autoreset_mode), render_mode)
+    try:
+        mode = AutoresetMode(autoreset_mode)
+    except ValueError as error:
+        raise ConfigError(
+            f"Unknown autoreset_mode {autoreset_mode!r}. {did_you_mean(str(autoreset_mode), _AUTORESET)}"
+        ) from error
+    return StemVectorEnv(loaded, runtime, num_envs, mode, render_mode)
 
 
 def _load(variant: str, overrides: Mapping[str, Any]) -> tuple[LoadedVariant, dict[str, Any]]:
@@ -231,6 +238,15 @@ class StemVectorEnv(_Face, gymnasium.vector.VectorEnv[Any, Any, Any]):
         self._ended = terminated.clone()
         return self._answer(observation, reward, terminated, _info(metrics, None, self._out))
 
+    def clone_state(self) -> tuple[Snapshot, Tensor]:  # type: ignore[override]
+        """Everything needed to come back to this moment, with the rows that have ended."""
+        return self.batch.snapshot(), self._ended.clone()
+
+    def restore_state(self, snapshot: tuple[Snapshot, Tensor]) -> None:  # type: ignore[override]
+        """Go back to a moment that `clone_state` kept; the same actions then give the same episodes."""
+        self.batch.restore(snapshot[0])
+        self._ended = snapshot[1].clone()
+
     def render(self) -> tuple[np.ndarray, ...] | None:
         """The pictures of all rows, in mode "rgb_array"."""
         if self.render_mode != "rgb_array":
@@ -290,11 +306,11 @@ def _seeds_of_rows(seed: int | Sequence[int | None] | None, total: int, rows: Te
     if isinstance(seed, (int, np.integer)):
         every = row_seeds(int(seed), total)
         return [every[row] for row in rows.tolist()]
-    given = list(seed)
+    given = list(seed) if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str) else []
     if len(given) == total:
         given = [given[row] for row in rows.tolist()]
-    if len(given) != len(rows) or any(value is None or value < 0 for value in given):
-        raise ConfigError(f"Give one non-negative seed for each of the {total} rows; given {list(seed)[:8]}.")
+    if len(given) != len(rows) or not all(isinstance(value, (int, np.integer)) and value >= 0 for value in given):
+        raise ConfigError(f"Give one non-negative whole seed, or one for each of the {total} rows; given {seed!r:.80}.")
     return [int(value) for value in given if value is not None]
 
 

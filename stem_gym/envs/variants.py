@@ -51,7 +51,7 @@ def build(loaded: LoadedVariant, rows: int, device: str = "cpu", fused: bool | N
     if rows < 1:
         raise ConfigError(f"An environment needs at least one row; given {rows}.")
     variant = loaded.variant
-    where = torch.device(device)
+    where = _device(device)
     kind, settings = _kind(variant.task, "task", loaded.source)
     task_type = tasks.task_class(kind)
     task = task_type(parse(task_type.Config, settings, f"{loaded.source}, task"))
@@ -59,6 +59,15 @@ def build(loaded: LoadedVariant, rows: int, device: str = "cpu", fused: bool | N
     adapter = instrument_settings.pop("adapter", instrument_kind)
     instrument = instruments.make(adapter, instrument_settings, rows, where)
     return BatchEnv(task, instrument, variant.budget, rows >= FUSED_FROM_ROWS if fused is None else fused)
+
+
+def _device(name: str) -> torch.device:
+    """The device, tried out. Raises ConfigError for one that does not exist or can not be used."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(f"The device {name!r} can not be used ({first}). Try 'cpu', or 'cuda' on a GPU.") from error
 
 
 def instrument_override(instrument: str | Mapping[str, Any]) -> dict[str, Any]:

@@ -401,8 +401,6 @@ class AtomTargeting(Task[State]):
         """Book what the dwells truly delivered."""
         wanted = self.config.wanted_electrons
         present = torch.gather(truth["present"], 1, state.target) & state.is_target
-        unserved = state.is_target & (state.delivered < wanted)
-        state = replace(state, lost=~(present & unserved).any(1))
         for reading in readings:
             if reading.verb != "Dwell":
                 continue
@@ -421,7 +419,7 @@ class AtomTargeting(Task[State]):
                 squared_error_ang2=state.squared_error_ang2.index_add(0, rows, square.mean(2).amin(1)),
                 dwells=state.dwells.index_add(0, rows, torch.ones_like(useful)),
             )
-        return state
+        return replace(state, lost=~(present & (state.delivered < wanted)).any(1))
 
     def _terms(self, useful: Tensor, spent: Tensor, seconds: Tensor) -> dict[str, Tensor]:
         """The three terms of the reward of a step."""

@@ -90,7 +90,7 @@ def test_numpy_and_torch_give_the_same_counts():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch's own, as it loads its compiler
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # as torch loads its compiler
 def test_compiled_and_eager_counts_are_the_same_bits():
     rates = torch.rand(2, 64, 64, generator=torch.Generator().manual_seed(1)) * 30.0
     rows = torch.arange(2)
