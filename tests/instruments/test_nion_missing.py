@@ -12,7 +12,7 @@ from stem_gym.core.errors import CapabilityError, ConfigError, MissingExtraError
 from stem_gym.core.instructions import TraceRule
 from stem_gym.instruments.adapters.nion import make
 from stem_gym.instruments.adapters.nion.trace import samples_until
-from stem_gym.instruments.simulated import _samples_until
+from stem_gym.simulator import exposure
 
 CPU = torch.device("cpu")
 
@@ -57,5 +57,5 @@ def test_the_rule_is_the_simulated_microscopes(rule):
     draw = random.Random(1)
     for _ in range(200):
         trace = [float(draw.randint(80, 120)) for _ in range(16)]
-        simulated = int(_samples_until(torch.tensor([trace]), rule))
+        simulated = int(exposure.samples_until(torch.tensor([trace]), rule))
         assert (samples_until(trace, rule) or len(trace)) == simulated

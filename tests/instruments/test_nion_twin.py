@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("nion.usim_device", reason="needs the extra nion")
 
-import stem_gym  # noqa: F401 – registers the ids
+from stem_gym.core.conformance import check_instrument
 from stem_gym.core.errors import CapabilityError, InstructionError, InstrumentError
 from stem_gym.core.instructions import (
     FULL_FRAME,
@@ -32,6 +32,7 @@ from stem_gym.core.units import ELECTRONS_PER_PC
 from stem_gym.instruments import simulated
 from stem_gym.instruments.adapters.nion import make
 from stem_gym.instruments.adapters.nion.instrument import NionInstrument
+from stem_gym.instruments.recorder import Provenance, Recorder, read_recording
 
 pytestmark = pytest.mark.xdist_group("nion")  # one instrument in a process
 
@@ -134,6 +135,24 @@ def test_a_program_through_nion_is_the_program_in_process(lively, seed):
         assert float(theirs.electrons_per_ang2) == pytest.approx(float(mine.electrons_per_ang2), rel=1e-5)
     for name, known in ours.truth().items():
         assert torch.equal(known, through_nion.truth()[name]), name
+
+
+def test_it_keeps_every_rule_for_instruments(lively):
+    check_instrument(lively)
+
+
+def test_a_recorded_episode_through_nion_comes_back(lively, tmp_path):
+    recorder = Recorder(lively, tmp_path, Provenance(seeds=(5,)))
+    answered = run(recorder, PROGRAM, 5)
+    path = recorder.path
+    recorder.close()
+    recording = read_recording(path)
+    assert recording.complete and [reading.verb for reading in recording.readings] == [r.verb for r in answered]
+    assert torch.equal(recording.readings[0].data["images"], answered[0].data["images"])
+    assert "frame" in recording.readings[0].metadata  # Nion's own words
+    moved = recording.records[10]  # after the reset and nine instructions
+    stage = [moved.details[when]["stage_x_ang"][0] for when in ("before", "after")]
+    assert moved.details["kind"] == "instruction" and stage == pytest.approx([0.0, 3.0])
 
 
 def test_counts_with_other_random_numbers_agree_statistically(still):

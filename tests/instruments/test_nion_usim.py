@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import copy
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,8 +34,7 @@ from stem_gym.core.instructions import (
 )
 from stem_gym.core.streams import Streams
 from stem_gym.core.units import ELECTRONS_PER_PC
-from stem_gym.instruments.adapters.nion import instrument as adapter
-from stem_gym.instruments.adapters.nion import make
+from stem_gym.instruments.adapters.nion import beam, make
 from stem_gym.instruments.adapters.nion.instrument import NionInstrument
 from stem_gym.instruments.adapters.nion.session import NionSession, UsimDevices
 
@@ -119,6 +121,17 @@ def test_a_second_instrument_is_refused(nion):
 
 def test_starting_deletes_nothing(usim, folder):
     assert (folder / "test_data" / "mine.txt").read_text() == "kept"
+
+
+def test_it_keeps_every_rule_for_instruments(folder):
+    """The public conformance check, in a process of its own: it closes the instrument."""
+    code = (
+        "import torch; from stem_gym.core.conformance import check_instrument; "
+        "from stem_gym.instruments.adapters.nion import make; "
+        "check_instrument(make({'nion': {'source': 'usim'}}, 1, torch.device('cpu')))"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 # Trap 1: record_immediate does not move the frame that the probe position refers to
@@ -246,7 +259,7 @@ def test_no_frame_is_an_error(nion, monkeypatch):
 
 def test_a_hung_exposure_is_given_up(nion, monkeypatch):
     stopped = threading.Event()
-    monkeypatch.setattr(adapter, "_GRACE_S", 0.05)
+    monkeypatch.setattr(beam, "GRACE_S", 0.05)
     monkeypatch.setattr(nion._session.scan, "abort_recording", stopped.set)
     monkeypatch.setattr(nion._session.scan, "record_immediate", lambda *_, **__: stopped.wait(5) and [])
     with pytest.raises(InstrumentError, match="hung"):
@@ -266,6 +279,14 @@ def test_other_exposures_can_be_aborted(nion, abort_after, instruction):
     abort_after(0.05)
     with pytest.raises(InstrumentError, match="Aborted"):
         nion.execute(instruction)
+
+
+def test_an_interrupt_leaves_the_beam_blanked_and_the_scan_free(nion):
+    threading.Timer(0.1, _thread.interrupt_main).start()
+    with pytest.raises(KeyboardInterrupt):
+        nion.execute(scan(dwell_s=2e-4))
+    assert nion._column.read("blanked") == 1.0
+    assert nion.execute(scan()).data["images"].shape == (1, 1, 64, 64)
 
 
 def test_a_wait_can_be_aborted(nion):

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import copy
 import math
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +37,7 @@ from stem_gym.core.instructions import (
 from stem_gym.core.instrument import Capabilities, Instrument, check_instruction
 from stem_gym.core.streams import Streams
 from stem_gym.core.units import ANG_PER_NM, electrons
+from stem_gym.instruments.adapters.nion.beam import GRACE_S, BeamGate
 from stem_gym.instruments.adapters.nion.column import NionColumn
 from stem_gym.instruments.adapters.nion.meter import LoadedSample, Sample
 from stem_gym.instruments.adapters.nion.session import NionSession
@@ -47,7 +46,6 @@ from stem_gym.instruments.adapters.nion.trace import samples_until
 _SQUARE = 1e-4  # relative; Nion's scan generator knows the height of a frame and takes its width from the pixels
 _POINT = 1e-9  # side of a "frame" in which the probe stands still, as a fraction of the reference frame
 _TRACE_SAMPLES = 16  # of a dwell that asks for no trace
-_GRACE_S = 10.0  # how much longer than asked an exposure may take before it is called hung
 _PROBE_TOLERANCE = 1e-6  # fraction of the frame
 
 
@@ -83,8 +81,7 @@ class NionInstrument(Instrument):
         self._sample: Sample = sample or LoadedSample()
         self._meter = self._sample.meter
         self._probe_area_ang2 = probe_area_ang2
-        self._aborted, self._why = threading.Event(), ""
-        self._beam_lock = threading.Lock()  # an abort is final: after it, nothing opens the beam again
+        self._gate = BeamGate(column, self._meter, self._halt)
         self._closed = False
         self._reference: Any = None  # frame parameters of the last frame asked for, which places refer to
         self._parked: tuple[float, float] | None = None
@@ -108,7 +105,6 @@ class NionInstrument(Instrument):
         self._session.stem.probe_position = None
         self._reference, self._parked = None, None
         self._sample.reset(streams, rows, options)
-        self._aborted.clear()
 
     def execute(self, instruction: Instruction) -> Reading:
         """Do it. Raises CapabilityError or InstructionError before anything happens."""
@@ -118,7 +114,7 @@ class NionInstrument(Instrument):
             raise InstructionError(
                 f"Nion Swift has one row; an instruction names it once, given {len(instruction.rows)}."
             )
-        self._aborted.clear()
+        self._gate.begin()
         self._meter.begin()
         outcome = self._handlers[type(instruction)](instruction)
         seconds, spent = self._meter.end(self._column.read("current_pa"))
@@ -140,18 +136,8 @@ class NionInstrument(Instrument):
 
     def abort(self) -> None:
         """Blank the beam, stop the scan and the camera; what is running raises InstrumentError. From any thread."""
-        self._stop("Aborted")
-
-    def _stop(self, why: str) -> None:
-        with self._beam_lock:
-            self._why = why
-            self._aborted.set()
-            if not self._closed:
-                self._column.blank(True)
         if not self._closed:
-            self._session.scan.abort_recording()
-            if self._session.camera is not None:
-                self._session.camera.acquire_sequence_cancel()
+            self._gate.abort()
 
     def close(self) -> None:
         """Blank the beam and shut Nion Swift down; calling it twice does no harm."""
@@ -167,37 +153,18 @@ class NionInstrument(Instrument):
         if self._closed:
             raise InstrumentError("This Nion Swift instrument is closed; make another.")
 
-    @contextmanager
-    def _beam(self, exposure_s: float) -> Iterator[None]:
-        """The beam is open inside. Raises InstrumentError where the exposure was aborted or hung."""
-        limit = threading.Timer(
-            exposure_s + _GRACE_S, self._stop, [f"The exposure hung: {exposure_s:.3g} s were asked"]
-        )
-        limit.start()
-        try:
-            with self._beam_lock:
-                self._raise_if_aborted()
-                self._column.blank(False)
-                self._meter.beam(True)
-            yield
-        finally:
-            limit.cancel()
-            with self._beam_lock:
-                self._column.blank(True)
-                self._meter.beam(False)
-        self._raise_if_aborted()
-
-    def _raise_if_aborted(self) -> None:
-        if self._aborted.is_set():
-            raise InstrumentError(f"{self._why}; the beam is blanked, and what was being recorded is thrown away.")
+    def _halt(self) -> None:
+        self._session.scan.abort_recording()
+        if self._session.camera is not None:
+            self._session.camera.acquire_sequence_cancel()
 
     def _record(self, parameters: Any) -> np.ndarray:
         """Record one frame with Nion's scan thread; (channels, H, W). Its time is checked against what was asked."""
         shape = tuple(parameters.subscan_pixel_size or parameters.pixel_size)
         wanted_s = parameters.pixel_time_us * 1e-6 * shape[0] * shape[1]
-        with self._beam(wanted_s):
+        with self._gate.open(wanted_s):
             begun = time.perf_counter()
-            frames = self._session.scan.record_immediate(parameters, sync_timeout=_GRACE_S)
+            frames = self._recorded(parameters)
             took_s = time.perf_counter() - begun
         if fault := self._session.devices.take_fault():
             raise InstrumentError(f"The scan device failed: {fault}") from fault
@@ -215,6 +182,16 @@ class NionInstrument(Instrument):
                 f"Nion Swift returned a frame of shape {images.shape[1:]} for {shape}, or not finite."
             )
         return images
+
+    def _recorded(self, parameters: Any) -> Any:
+        scan = self._session.scan
+        give_up = time.monotonic() + GRACE_S
+        while scan.is_recording and time.monotonic() < give_up:
+            time.sleep(0.01)  # an interrupted frame before this one is on its way out
+        try:
+            return scan.record_immediate(parameters, sync_timeout=GRACE_S)
+        except AssertionError as error:
+            raise InstrumentError(f"Nion Swift's scan did not come to rest within {GRACE_S:g} s.") from error
 
     def _scan(self, scan: Scan) -> Outcome:
         fov_ang, dwell_s = float(scan.fov_ang), float(scan.dwell_s)
@@ -314,9 +291,9 @@ class NionInstrument(Instrument):
         camera, exposure_s = self._session.camera, float(acquire.exposure_s)
         parameters = camera.get_frame_parameters(0)
         parameters.exposure_ms = exposure_s * 1e3
-        camera.abort_playing(sync_timeout=_GRACE_S)
+        camera.abort_playing(sync_timeout=GRACE_S)
         camera.acquire_sequence_prepare(1)
-        with self._beam(exposure_s):
+        with self._gate.open(exposure_s):
             part = camera.acquire_sequence_begin(parameters, 1)
             try:
                 while not (part.is_complete or part.is_canceled):
@@ -354,8 +331,8 @@ class NionInstrument(Instrument):
         return Outcome({"value": self._column.read(read.name)})
 
     def _wait(self, wait: Wait) -> Outcome:
-        self._meter.wait(float(wait.time_s), self._aborted)
-        self._raise_if_aborted()
+        self._meter.wait(float(wait.time_s), self._gate.aborted)
+        self._gate.check()
         return Outcome()
 
     def _channel_index(self, name: str) -> int:

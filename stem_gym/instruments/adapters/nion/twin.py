@@ -27,6 +27,7 @@ from stem_gym.instruments.simulated import SimulatedMicroscope
 
 ROW = torch.tensor([0])
 _STANDING_ANG = 1e-3  # a "frame" smaller than this is a dwell
+_SHORTEST_S = 1e-6  # what the simulated microscope takes for a dwell
 _ROUNDING = 1e-9  # of a fraction of the frame that went through nanometres and back
 
 
@@ -69,32 +70,39 @@ class TwinSample:
         self._fov_ang = microscope.config.fov_ang
         self._place: tuple[float, float] | None = None  # parked, as a fraction of the reference frame
         self._over_s = 0.0  # real time at which what was asked last is over
+        self._idle: list[tuple[float, bool]] = []  # seconds in between, and whether the beam was open
 
     def reset(self, streams: Streams, rows: Tensor, options: Mapping[str, Any] | None) -> None:
         """A fresh specimen."""
         with self._lock:
             self.microscope.reset(streams, rows, options)
             self._ready, self._place, self._over_s = True, None, time.monotonic()
+            self._idle.clear()
             self._fov_ang = self.microscope.config.fov_ang
         for listener in self.on_reset:
             listener()
 
     def truth(self) -> Mapping[str, Tensor]:
         """What the simulated microscope knows."""
-        return self.microscope.truth()
+        with self._lock:
+            self._live_until(time.monotonic())
+            return self.microscope.truth()
 
     def ask(self, instruction: Instruction) -> Reading:
         """What the simulated microscope answers. Raises InstructionError before the first reset."""
         with self._lock:
             if not self._ready:
                 raise InstructionError("There is no sample yet; call reset(streams, rows) first.")
-            self._catch_up()
-            return self._do(instruction)
+            now_s = time.monotonic()
+            self._live_until(now_s)
+            reading = self._do(instruction)
+            self._over_s = now_s + float(reading.seconds)
+            return reading
 
     def open_beam(self, is_open: bool) -> None:
         """The blanker has moved."""
         with self._lock:
-            self._catch_up()
+            self._note_idle(time.monotonic())  # is lived through later: a blanker does not wait
             self.beam_open = is_open
 
     def park(self, x_ang: float, y_ang: float) -> None:
@@ -144,13 +152,18 @@ class TwinSample:
     def _do(self, instruction: Instruction) -> Reading:
         reading = self.microscope.execute(instruction)
         self.spent = (self.spent[0] + float(reading.seconds), self.spent[1] + float(reading.electrons))
-        self._over_s = time.monotonic() + float(reading.seconds)
         return reading
 
-    def _catch_up(self) -> None:
-        """In real time: let the sample live through the time since the last instruction was over."""
-        idle_s = time.monotonic() - self._over_s
-        if self._realtime and self._ready and idle_s > 1e-5:
-            idle = torch.tensor([idle_s])
-            self._do(Dwell(ROW, idle) if self.beam_open else Wait(ROW, idle))
-            self._over_s = time.monotonic()
+    def _note_idle(self, now_s: float) -> None:
+        """In real time: the time since the last instruction was over is still to be lived through by the sample."""
+        if self._realtime and self._ready and now_s > self._over_s:
+            self._idle.append((now_s - self._over_s, self.beam_open))
+            self._over_s = now_s
+
+    def _live_until(self, now_s: float) -> None:
+        self._note_idle(now_s)
+        for idle_s, was_open in self._idle:
+            if idle_s > _SHORTEST_S:
+                idle = torch.tensor([idle_s])
+                self._do(Dwell(ROW, idle) if was_open else Wait(ROW, idle))
+        self._idle.clear()
