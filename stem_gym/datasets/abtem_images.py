@@ -17,14 +17,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import torch
-from scipy.fft import next_fast_len
 
-from stem_gym.core.errors import RecordError, missing_extra
+from stem_gym.core.errors import RecordError
+from stem_gym.datasets.phonon_potentials import interaction_parameter, phonon_potentials
 from stem_gym.datasets.reference_specimens import HELD_OUT, ReferenceSpecimen, held_out_specimen, training_specimen
 from stem_gym.datasets.scattering_matrix import (
     Aberrations,
@@ -44,7 +42,6 @@ FORMAT = 1
 HAADF = DetectorAnnulus(80.0, 200.0)
 ENERGIES_KEV = (60.0, 80.0, 100.0)
 _WINDOW_ANG = 21.0  # R² against a window of 80 Å is above 0.9997 at focus: the probe hardly meets its copies
-_LARGEST_ANGLE_MRAD = 238.0  # a beam at 36 mrad scattered across to 200 mrad on the other side
 _SPLITS = ("train", "valid", "held_out")
 
 
@@ -77,46 +74,15 @@ class Picture:
         return np.asarray(self.halves.mean(axis=0))
 
 
-def _abtem() -> tuple[ModuleType, ModuleType]:
-    try:
-        import abtem
-        import ase
-    except ImportError as error:
-        raise missing_extra("Making abTEM reference pictures", "physics") from error
-    return abtem, ase
-
-
-def phonon_potentials(specimen: ReferenceSpecimen, settings: Settings) -> Any:
-    """abTEM's potential of all phonon configurations: a PotentialArray of shape (configurations, slices, nx, ny).
-
-    Einstein model, isotropic Gaussian displacements, as in `abtem.FrozenPhonons`; but every second configuration has the
-    opposite displacements of the one before it. Such pairs have the same expectation and cancel the noise of first order.
-    """
-    abtem, ase = _abtem()
-    height_ang = (specimen.layer.max() + 1) * specimen.slice_ang
-    z_ang = (specimen.layer + 0.5) * specimen.slice_ang
-    resting = np.column_stack([specimen.xy_ang, z_ang])
-    rng = np.random.default_rng([settings.seed, 77])
-    drawn = rng.normal(size=(settings.configurations // 2, *resting.shape)) * specimen.thermal_sigma_ang[:, None]
-    displaced = [resting + sign * step for step in drawn for sign in (1, -1)]
-    cell = [*specimen.cell_ang, height_ang]
-    thermal = [ase.Atoms(numbers=specimen.atomic_number, positions=xyz, cell=cell, pbc=True) for xyz in displaced]
-    pixel_ang = wavelength_ang(settings.energy_kev) / (2 * _LARGEST_ANGLE_MRAD * 1e-3) * 2 / 3
-    gpts = tuple(next_fast_len(int(np.ceil(side / pixel_ang))) for side in specimen.cell_ang)
-    ensemble = abtem.AtomsEnsemble(thermal)
-    return abtem.Potential(ensemble, gpts=gpts, slice_thickness=specimen.slice_ang).build(lazy=False)
-
-
 def reference_coefficients(specimen: ReferenceSpecimen, settings: Settings, optics: Aberrations) -> np.ndarray:
     """Fourier coefficients (2, M, ny, nx) of the expected collected fraction, for each half of the phonons.
 
     F[:, :, hy, hx] in FFT order; the fraction at (x, y) is Σ F exp(2πi (hx x/Lx + hy y/Ly)).
     """
-    abtem, _ = _abtem()
     cell, energy = specimen.cell_ang, settings.energy_kev
-    interaction = abtem.core.energy.energy2sigma(energy * 1e3)
-    potential = np.asarray(phonon_potentials(specimen, settings).array)
-    transmission = _transmission(potential * interaction, cell)
+    potential = phonon_potentials(specimen, energy, settings.configurations, settings.seed)
+    phase = np.asarray(potential.array) * interaction_parameter(energy)
+    transmission = _transmission(phase, cell)
     shifted = replace(optics, defocus_ang=optics.defocus_ang + specimen.mid_plane_ang)
     widest = float(optics.convergence_mrad.max())
     shape = _shape(cell, widest, energy)
@@ -129,11 +95,9 @@ def reference_coefficients(specimen: ReferenceSpecimen, settings: Settings, opti
         a = aperture(beams, shifted, energy, window)
         total += np.sum(np.abs(a) ** 2, axis=1)
         for half in range(2):
-            gram = torch.zeros(len(a[0]), len(a[0]), dtype=torch.complex64)
             mine = transmission[_dealt(settings, half, number, len(offsets))]
-            for configuration in mine:
-                gram += gram_matrix(configuration, beams, cell, energy, specimen.slice_ang, settings.annulus)
-            halves[half] += image_coefficients(gram / len(mine), beams, a, shape).numpy()
+            gram = gram_matrix(mine, beams, cell, energy, specimen.slice_ang, settings.annulus)
+            halves[half] += image_coefficients(gram, beams, a, shape).numpy()
     return (halves / total[:, None, None]).astype(np.complex64)
 
 
@@ -202,7 +166,6 @@ class Job:
     energy_kev: float
     configurations: int
     seed: tuple[int, ...]
-    shared: bool = True
 
 
 def plan(train: int, seed: int = 0, held_out_configurations: int = 48, held_out_copies: int = 1) -> Iterator[Job]:
@@ -210,27 +173,25 @@ def plan(train: int, seed: int = 0, held_out_configurations: int = 48, held_out_
 
     Every eighth training specimen is a validation specimen with more phonons.
     """
-    # Specimens of several slices cost ten times more: twice the configurations, dealt out to the offsets.
     held_out = [
         Job(
             f"held_out-{kind}-{copy}-{energy:.0f}kev",
             "held_out",
             kind,
             energy,
-            held_out_configurations * (1 if kind.startswith("graphene") else 2),
+            held_out_configurations,
             (seed, 1, number, copy),
-            shared=not kind.startswith("graphene"),
         )
         for copy in range(held_out_copies)
         for number, kind in enumerate(HELD_OUT)
         for energy in ENERGIES_KEV
     ]
     for index in range(train):
-        if index == min(160, train - 1):
+        if index == min(120, train - 1):
             yield from held_out
         rng = np.random.default_rng([seed, 2, index])
         energy = float(rng.choice(ENERGIES_KEV)) if rng.uniform() < 0.75 else float(np.round(rng.uniform(60, 100), 1))
-        split, configurations = ("valid", 48) if index % 8 == 7 else ("train", 16)
+        split, configurations = ("valid", 32) if index % 8 == 7 else ("train", 16)
         yield Job(f"{split}-{index:05d}", split, "", energy, configurations, (seed, 3, index))
 
 
@@ -241,7 +202,7 @@ def make_picture(job: Job, optics_count: int = 16) -> Picture:
         specimen, optics = held_out_specimen(job.kind, rng), held_out_optics(rng)
     else:
         specimen, optics = training_specimen(rng), training_optics(rng, optics_count)
-    settings = Settings(job.energy_kev, job.configurations, int(rng.integers(2**31)), job.shared)
+    settings = Settings(job.energy_kev, job.configurations, int(rng.integers(2**31)), shared=True)
     return Picture(
         specimen.kind, job.split, specimen, settings, optics, reference_coefficients(specimen, settings, optics)
     )
@@ -299,30 +260,29 @@ def load_picture(path: Path) -> Picture:
     return Picture(kind, str(found["split"]), specimen, settings, optics, found["halves"])
 
 
-def run(out: Path, train: int, part: tuple[int, int] = (0, 1), seed: int = 0, held_out_configurations: int = 48) -> int:
-    """Make whatever is missing in `out`; returns the number of files made."""
+def run(out: Path, jobs: list[Job]) -> int:
+    """Make whatever of `jobs` is missing in `out`; returns the number of files made."""
     out.mkdir(parents=True, exist_ok=True)
-    jobs = [job for number, job in enumerate(plan(train, seed, held_out_configurations)) if number % part[1] == part[0]]
     missing = [job for job in jobs if not (out / f"{job.name}.npz").exists()]
-    print(
-        f"{len(jobs)} pictures planned, {len(jobs) - len(missing)} already there, {len(missing)} to make in {out}",
-        flush=True,
-    )
+    print(f"{len(jobs)} pictures planned, {len(missing)} of them to make in {out}", flush=True)
     start = time.monotonic()
-    for made, job in enumerate(missing, 1):
-        save_picture(make_picture(job), out / f"{job.name}.npz")
+    made = 0
+    for number, job in enumerate(missing, 1):
+        path = out / f"{job.name}.npz"
+        if not path.exists():  # another process may have been here
+            save_picture(make_picture(job), path)
+            made += 1
         elapsed_s = time.monotonic() - start
-        left_min = elapsed_s / made * (len(missing) - made) / 60
-        print(
-            f"{made}/{len(missing)} {job.name}  {elapsed_s / made:.1f} s a picture, {left_min:.0f} min left", flush=True
-        )
-    return len(missing)
+        left_min = elapsed_s / number * (len(missing) - number) / 60
+        print(f"{number}/{len(missing)} {job.name}  {elapsed_s / number:.1f} s a picture, {left_min:.0f} min left", flush=True)
+    return made
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Make, or go on making, the abTEM reference set.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the set")
     parser.add_argument("--train", type=int, default=900, help="training and validation specimens (default 900)")
+    parser.add_argument("--splits", nargs="+", choices=_SPLITS, default=_SPLITS, help="only these splits (default all)")
     parser.add_argument("--part", default="0/1", help="share of the work for this process, e.g. 0/4 (default 0/1)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the whole set (default 0)")
     parser.add_argument(
@@ -331,7 +291,8 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     index, parts = (int(number) for number in given.part.split("/"))
-    run(given.out, given.train, (index, parts), given.seed, given.held_out_configurations)
+    jobs = [job for job in plan(given.train, given.seed, given.held_out_configurations) if job.split in given.splits]
+    run(given.out, jobs[index::parts])
 
 
 if __name__ == "__main__":

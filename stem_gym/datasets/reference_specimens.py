@@ -50,7 +50,7 @@ class ReferenceSpecimen:
         return float(np.sum(weight * self.layer) / np.sum(weight) * self.slice_ang)
 
 
-def _supercells(a_ang: float, low_ang: float = 10.5, high_ang: float = 15.0) -> list[tuple[np.ndarray, np.ndarray]]:
+def _supercells(a_ang: float, low_ang: float = 10.5, high_ang: float = 13.7) -> list[tuple[np.ndarray, np.ndarray]]:
     """Pairs of lattice vectors (2, 2 whole numbers; 2, 2 Å) within 3° of a right angle, both sides within bounds."""
     lattice = a_ang * np.array([[1.0, 0.0], [-0.5, np.sqrt(3) / 2]])
     reach = int(np.ceil(high_ang / a_ang)) + 2

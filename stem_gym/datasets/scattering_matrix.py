@@ -94,24 +94,34 @@ def gram_matrix(
     slice_ang: float,
     annulus: DetectorAnnulus,
 ) -> torch.Tensor:
-    """Gram matrix (n, n) of the waves scattered into the annulus, normalised to unit intensity per incident beam.
+    """Gram matrix (n, n) of the waves scattered into the annulus, per unit intensity of a beam, mean over configurations.
 
-    `transmission` (slices, nx, ny) complex is abTEM's transmission function of one phonon configuration. Each slice acts at its
-    entrance plane and is followed by free flight over `slice_ang`; flight after the last slice changes no detected intensity.
+    `transmission` (configurations, slices, nx, ny) complex is abTEM's transmission function. Each slice acts at its entrance
+    plane and is followed by free flight over `slice_ang`; flight after the last slice changes no detected intensity.
     """
     nx, ny = transmission.shape[-2:]
-    k = [
-        np.fft.fftfreq(n, length / n) + o for n, length, o in zip((nx, ny), cell_ang, beams.offset, strict=True)
-    ]  # 1/Å
+    k = [np.fft.fftfreq(n, length / n) + o for n, length, o in zip((nx, ny), cell_ang, beams.offset, strict=True)]  # 1/Å
     angle_mrad = np.hypot(k[0][:, None], k[1][None]) * wavelength_ang(energy_kev) * 1e3
-    detected = np.argwhere((angle_mrad >= annulus.inner_mrad) & (angle_mrad < annulus.outer_mrad))
-    if transmission.shape[0] == 1:
-        scattered = _shifted_spectrum(torch.fft.fft2(transmission[0]) / (nx * ny), beams.index, detected)
+    detected = np.flatnonzero((angle_mrad >= annulus.inner_mrad) & (angle_mrad < annulus.outer_mrad))
+    if transmission.shape[1] == 1:
+        scattered = _shifted_spectra(torch.fft.fft2(transmission[:, 0]) / (nx * ny), beams.index, detected)
     else:
         flight = np.exp(-1j * np.pi * slice_ang * 1e-3 * angle_mrad**2 * 1e-3 / wavelength_ang(energy_kev))
         flight[~band_limit(k, cell_ang)] = 0
-        scattered = _multislice(transmission, beams.index, torch.from_numpy(flight.astype(np.complex64)), detected)
-    return scattered @ scattered.conj().T
+        through = torch.from_numpy(flight.astype(np.complex64))
+        scattered = torch.cat([_multislice(one, beams.index, through, detected) for one in transmission], dim=1)
+    return _hermitian_product(scattered) / len(transmission)
+
+
+def _hermitian_product(rows: torch.Tensor, blocks: int = 5) -> torch.Tensor:
+    """rows · rows^†, (n, n), from the blocks on and below the diagonal alone."""
+    edges = np.linspace(0, len(rows), blocks + 1).astype(int)
+    out = rows.new_zeros(len(rows), len(rows))
+    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        strip = rows[start:] @ rows[start:stop].conj().T
+        out[start:, start:stop] = strip
+        out[start:stop, stop:] = strip[stop - start :].conj().T
+    return out
 
 
 def band_limit(k: list[np.ndarray], cell_ang: np.ndarray) -> np.ndarray:
@@ -120,12 +130,16 @@ def band_limit(k: list[np.ndarray], cell_ang: np.ndarray) -> np.ndarray:
     return np.hypot(k[0][:, None], k[1][None]) < _ANTIALIAS * nyquist
 
 
-def _shifted_spectrum(spectrum: torch.Tensor, index: np.ndarray, detected: np.ndarray) -> torch.Tensor:
-    """One thin slice: a beam's exit wave is the slice's spectrum moved by the beam; (n, detected pixels)."""
-    nx, ny = spectrum.shape
-    row = (detected[None, :, 0] - index[:, None, 0]) % nx
-    column = (detected[None, :, 1] - index[:, None, 1]) % ny
-    return spectrum.reshape(-1)[torch.from_numpy(row * ny + column)]
+def _shifted_spectra(spectra: torch.Tensor, index: np.ndarray, detected: np.ndarray) -> torch.Tensor:
+    """Thin slices: a beam's exit wave is a slice's spectrum (configurations, nx, ny) moved by the beam.
+
+    Gives the detected pixels of all configurations side by side, (n, configurations × pixels).
+    """
+    nx, ny = spectra.shape[-2:]
+    x, y = np.divmod(detected, ny)
+    place = ((x[None] - index[:, :1]) % nx) * ny + (y[None] - index[:, 1:]) % ny
+    flat = torch.from_numpy(place.ravel())
+    return torch.cat([spectrum.reshape(-1)[flat].reshape(place.shape) for spectrum in spectra], dim=1)
 
 
 def _multislice(
@@ -133,7 +147,7 @@ def _multislice(
 ) -> torch.Tensor:
     """Several slices: transmit and fly, a few beams at a time so that they stay in the cache; (n, detected pixels)."""
     nx, ny = flight.shape
-    at = torch.from_numpy(detected[:, 0] * ny + detected[:, 1])
+    at = torch.from_numpy(detected)
     tiled = (torch.fft.fft2(transmission[0]) / (nx * ny)).repeat(
         2, 2
     )  # a window of it is the spectrum moved by one beam

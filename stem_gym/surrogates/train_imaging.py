@@ -1,0 +1,199 @@
+"""Train the imaging surrogate: python -m stem_gym.surrogates.train_imaging --data DIR
+
+DIR is a reference set of `stem_gym.datasets.abtem_images`, with the table of `stem_gym.datasets.single_atoms` in
+DIR/single_atoms.npz. Writes the weights, the JSON and the Markdown model card; every figure in the card is measured here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stem_gym.datasets.abtem_images import Picture
+from stem_gym.surrogates.imaging import (
+    CONDITIONS,
+    FEATURES,
+    AtomTable,
+    Features,
+    ImagingSurrogate,
+    features,
+    grid_shape,
+    table_from_arrays,
+)
+from stem_gym.surrogates.imaging_card import describe_training, held_out_scores, valid_range, write_card
+from stem_gym.surrogates.imaging_network import CorrectionNetwork
+from stem_gym.surrogates.imaging_reference import (
+    INTERVAL_FACTOR,
+    load_set,
+    optics_of,
+    reference_map,
+    specimen_of,
+)
+from stem_gym.surrogates.surrogate import ModelCard, save_weights
+
+__all__ = ["Example", "calibrate", "train"]
+
+CALIBRATION_FWHM_ANG = (0.0, 0.35, 0.7, 1.0)
+_BLUR_ANG = 0.3  # rms width of the usual source: half of the loss looks at images as they are recorded
+_SMALLEST_CONTRAST = 0.01
+
+
+@dataclass(frozen=True)
+class Example:
+    """The network's inputs and abTEM's answer for the M settings of one picture."""
+
+    seen: Features
+    target: Tensor  # (M, ny, nx)
+    pixel_ang: float
+
+    @classmethod
+    def of(cls, picture: Picture, table: AtomTable) -> Example:
+        specimen, optics = specimen_of(picture), optics_of(picture)
+        shape = grid_shape(specimen.cell_ang)
+        pixel_ang = float(picture.specimen.cell_ang[0] / shape[1])
+        return cls(features(specimen, optics, table, shape), reference_map(picture, shape), pixel_ang)
+
+    def augmented(self, rows: Tensor, symmetry: int) -> Example:
+        """Some rows under one of the eight symmetries of the square."""
+
+        def turn(image: Tensor) -> Tensor:
+            image = image[rows]
+            image = image.transpose(-1, -2) if symmetry & 1 else image
+            image = image.flip(-1) if symmetry & 2 else image
+            return image.flip(-2) if symmetry & 4 else image
+
+        seen = Features(turn(self.seen.base), turn(self.seen.scale), turn(self.seen.maps), self.seen.conditions[rows])
+        return Example(seen, turn(self.target), self.pixel_ang)
+
+
+def loss(surrogate: ImagingSurrogate, example: Example) -> Tensor:
+    """1 − R² of each picture, sharp and blurred by the source, and the likelihood of the spread.
+
+    The spread learns from errors that are held fixed, so that it does not excuse large ones.
+    """
+    mean, variance = surrogate.correct(example.seen)
+    error = (mean - example.target) / example.seen.scale
+    brightness = example.target.mean((1, 2), keepdim=True) / example.seen.scale.mean((1, 2), keepdim=True)
+    target = example.target / example.seen.scale.mean((1, 2), keepdim=True)
+    total = torch.zeros(())
+    for sigma_ang in (0.0, _BLUR_ANG):
+        soft_error, soft_target = _blur(error, sigma_ang / example.pixel_ang), _blur(target, sigma_ang / example.pixel_ang)
+        contrast = soft_target.var((1, 2), keepdim=True) + (_SMALLEST_CONTRAST * brightness) ** 2
+        total = total + (soft_error**2 / contrast).mean()
+    relative = variance / example.seen.scale**2
+    likelihood = 0.5 * (error.detach() ** 2 / relative + torch.log(relative)).mean()
+    return total + 1e-4 * likelihood
+
+
+def _blur(image: Tensor, sigma_pixels: float) -> Tensor:
+    if sigma_pixels == 0:
+        return image
+    fy, fx = torch.fft.fftfreq(image.shape[-2]), torch.fft.rfftfreq(image.shape[-1])
+    damping = torch.exp(-2 * np.pi**2 * sigma_pixels**2 * (fy[:, None] ** 2 + fx[None] ** 2))
+    return torch.fft.irfft2(torch.fft.rfft2(image) * damping, s=image.shape[-2:])
+
+
+def train(
+    surrogate: ImagingSurrogate,
+    examples: list[Example],
+    steps: int,
+    generator: np.random.Generator,
+    report: Callable[[int, float], None],
+    settings: dict[str, Any],
+) -> None:
+    """Fit the network in place by AdamW with a one-cycle rate; its final weights are a running average over the last steps."""
+    network = surrogate.network.train().requires_grad_(True)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=settings["rate"], weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings["rate"], total_steps=steps, pct_start=0.1)
+    average = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99))
+    order: list[int] = []
+    for step in range(steps):
+        optimizer.zero_grad()
+        total = 0.0
+        for _ in range(settings["pictures"]):
+            order = order or generator.permutation(len(examples)).tolist()
+            example = examples[order.pop()]
+            rows = torch.from_numpy(generator.choice(len(example.target), settings["rows"], replace=False))
+            value = loss(surrogate, example.augmented(rows, int(generator.integers(8)))) / settings["pictures"]
+            value.backward()  # type: ignore[no-untyped-call]
+            total += float(value.detach())
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        average.update_parameters(network)
+        report(step, total)
+    network.load_state_dict(average.module.state_dict())
+    network.eval().requires_grad_(False)
+
+
+def calibrate(surrogate: ImagingSurrogate, pictures: list[Picture]) -> list[float]:
+    """Factors on the raw standard deviation, one for each source size, that make the 90 % interval cover 90 % of the pixels."""
+    factors = []
+    for fwhm in CALIBRATION_FWHM_ANG:
+        ratios = []
+        for picture in pictures:
+            given = surrogate.estimate(specimen_of(picture), optics_of(picture, fwhm))
+            reference = reference_map(picture, (given.mean.shape[-2], given.mean.shape[-1]), fwhm)
+            ratios.append(((given.mean - reference).abs() / given.std).flatten())
+        factors.append(float(np.quantile(torch.cat(ratios).numpy(), 0.90)) / INTERVAL_FACTOR)
+    return factors
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Train, calibrate and judge the imaging surrogate.")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the reference set")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "weights" / "imaging_haadf", help="where to write")
+    parser.add_argument("--steps", type=int, default=3000, help="optimizer steps (default 3000)")
+    parser.add_argument("--pictures", type=int, default=4, help="specimens in a step (default 4)")
+    parser.add_argument("--rows", type=int, default=4, help="settings of the optics of each specimen in a step (default 4)")
+    parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate (default 3e-3)")
+    parser.add_argument("--width", type=int, default=16, help="channels of the network (default 16)")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    table = table_from_arrays(dict(np.load(given.data / "single_atoms.npz", allow_pickle=False)))
+    trained, validation = load_set(given.data, "train"), load_set(given.data, "valid")
+    examples = [Example.of(picture, table) for picture in trained.values()]
+    settings: dict[str, Any] = {
+        "width": given.width,
+        "dilations": [1, 2, 2, 1],
+        "calibration_fwhm_ang": list(CALIBRATION_FWHM_ANG),
+        "calibration": [1.0] * len(CALIBRATION_FWHM_ANG),
+    }
+    # The seed of the network's first weights; nothing else in the package draws from torch's global stream.
+    with torch.random.fork_rng():
+        torch.random.manual_seed(given.seed)
+        network = CorrectionNetwork(FEATURES, CONDITIONS, given.width)
+    card = ModelCard("imaging_haadf", "", "", {}, {}, valid_range([*trained.values(), *validation.values()]))
+    surrogate = ImagingSurrogate(network, table, card, settings)
+    print(f"{len(examples)} training and {len(validation)} validation specimens", flush=True)
+    start = time.monotonic()
+    recent = [0.0]
+
+    def report(step: int, value: float) -> None:
+        recent[0] = value if step == 0 else 0.98 * recent[0] + 0.02 * value
+        if step % 50 == 49 or step == given.steps - 1:
+            rate = (step + 1) / (time.monotonic() - start)
+            left_min = (given.steps - step - 1) / rate / 60
+            print(f"step {step + 1}/{given.steps}  loss {recent[0]:.5f}  {rate:.1f} steps/s  {left_min:.1f} min left", flush=True)
+
+    train(surrogate, examples, given.steps, np.random.default_rng(given.seed), report, vars(given))
+    settings["calibration"] = calibrate(surrogate, list(validation.values()))
+    held_out = held_out_scores(surrogate, load_set(given.data, "held_out"))
+    card = write_card(given.out, card, describe_training(trained, validation, vars(given)), held_out)
+    tensors = {f"network.{name}": value for name, value in surrogate.network.state_dict().items()}
+    tensors |= {f"table.{name}": value for name, value in vars(table).items()}
+    save_weights(given.out, tensors, card, settings)
+    print(f"Wrote {given.out}.safetensors, .json and .md", flush=True)
+
+
+if __name__ == "__main__":
+    main()
