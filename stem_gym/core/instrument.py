@@ -15,6 +15,8 @@ from stem_gym.core.errors import CapabilityError, InstructionError
 from stem_gym.core.instructions import Instruction, Reading, verb
 from stem_gym.core.streams import Streams
 
+_ROUNDING = 1e-6  # relative; the ends of a range belong to it, and 1e-8 in single precision is a little less
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -146,7 +148,8 @@ def _check_values(instruction: Instruction, name: str, limits: Mapping[str, Limi
             continue
         low, high = (float(bound) for bound in value.aminmax())
         allowed = limits.get(key, Limits(-float("inf"), float("inf")))
-        if not (allowed.low <= low and high <= allowed.high and math.isfinite(low) and math.isfinite(high)):
+        least, most = allowed.low - _ROUNDING * abs(allowed.low), allowed.high + _ROUNDING * abs(allowed.high)
+        if not (least <= low and high <= most and math.isfinite(low) and math.isfinite(high)):
             raise InstructionError(
                 f"{name}.{key} must be finite and within [{allowed.low:g}, {allowed.high:g}]; "
                 f"given {low:g} to {high:g}."

@@ -51,6 +51,8 @@ def test_a_verb_that_is_lacking_is_named(name):
 def test_the_ends_of_a_range_belong_to_it():
     for time_s in (-50.0, 50.0):
         check_instruction(Dwell(ROWS[:1], torch.tensor([time_s])), LIMITED, rows=3)
+    tiny = replace(LIMITED, limits={"Dwell.time_s": Limits(1e-8, 0.1)})  # neither end is a number of single precision
+    check_instruction(Dwell(ROWS[:2], torch.tensor([1e-8, 0.1])), tiny, rows=3)
     with pytest.raises(InstructionError, match=r"Dwell.time_s must be finite and within \[-50, 50\]; given 0 to 50.5"):
         check_instruction(Dwell(ROWS[:2], torch.tensor([0.0, 50.5])), LIMITED, rows=3)
 
