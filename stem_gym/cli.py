@@ -85,11 +85,12 @@ class Check(Common):
     def run(self, screen: Console) -> int:
         from stem_gym.jobs import check
 
-        results = check.check(self.id, parse_overrides(self.set), _note(screen, self.json))
+        with screen.status("checking"):
+            findings = check.check(self.id, parse_overrides(self.set), lambda found: _tell_finding(screen, found))
         if self.json:
-            _print_json([result.as_data() for result in results])
-        bad = [result for result in results if result.problem]
-        screen.print(f"{len(results) - len(bad)} of {len(results)} checks passed.", style="red" if bad else "green")
+            _print_json([found.as_data() for found in findings])
+        bad = [found for found in findings if found.problem]
+        screen.print(f"{len(findings) - len(bad)} of {len(findings)} checks passed.", style="red" if bad else "green")
         return FAILED if bad else OK
 
 
@@ -290,8 +291,11 @@ def _stopped(screen: Console, kept: str) -> int:
     return STOPPED
 
 
-def _note(screen: Console, quiet: bool) -> Any:
-    return (lambda text: None) if quiet else (lambda text: screen.print(text))
+def _tell_finding(screen: Console, found: Any) -> None:
+    mark = "[red]failed [/]" if found.problem else "[yellow]skipped[/]" if found.skipped else "[green]ok     [/]"
+    screen.print(f"{mark} {found.id}: {found.check}")
+    if found.problem or found.skipped:
+        screen.print(escape(f"        {found.problem or found.skipped}"))
 
 
 def _print_json(data: Any) -> None:

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from stem_gym.core.errors import RecordError
@@ -95,22 +96,26 @@ def shown(value: float, error: float = math.nan) -> str:
     if not math.isfinite(value):
         return "–"
     if abs(value) >= 1e6:
-        large = f"{value:.3g} ± {error:.2g}" if math.isfinite(error) else f"{value:.3g}"
+        large = f"{value:.3g} ± {error:.1g}" if math.isfinite(error) and error > 0 else f"{value:.3g}"
         return large.replace("e+0", "e").replace("e+", "e")
-    digits = 0 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
-    text = f"{value:,.{min(digits, 4)}f}"
-    return f"{text} ± {error:,.{min(digits, 4)}f}" if math.isfinite(error) else text
+    digits = min(4, 0 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value)))))
+    text = f"{value:,.{digits}f}"
+    seen = math.isfinite(error) and error >= 0.5 * 10.0**-digits  # an error that rounds to nothing is not written
+    return f"{text} ± {error:,.{digits}f}" if seen else text
 
 
 def table(outcomes: Sequence[Outcome]) -> Table:
     """The comparison on one environment, a column for each agent: many figures, few agents."""
     rows = [summarise(outcome) for outcome in outcomes]
     episodes = ", ".join(sorted({str(row["episodes"]) for row in rows}))
-    result = Table(title=f"{outcomes[0].id}, {episodes} episodes each", title_justify="left", title_style="bold")
-    result.add_column("mean ± standard error")
+    title = f"{outcomes[0].id}, {episodes} episodes each, mean ± standard error"
+    result = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False
+    )
+    result.add_column("", no_wrap=True)
     for row in rows:
         result.add_column(row["agent"], justify="right")
-    result.add_row("success, 95 % interval", *(_success(row) for row in rows))
+    result.add_row("success, 95 %", *(_success(row) for row in rows))
     names = list(dict.fromkeys(name for outcome in outcomes for name in told_of(outcome.episodes)))
     for name in names:
         if name != "success":
@@ -121,8 +126,11 @@ def table(outcomes: Sequence[Outcome]) -> Table:
 
 def episode_table(outcome: Outcome) -> Table:
     """Every episode of one agent, a column each."""
-    result = Table(title=f"{outcome.agent} on {outcome.id}", title_justify="left", title_style="bold")
-    result.add_column("episode")
+    title = f"{outcome.agent} on {outcome.id}"
+    result = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False
+    )
+    result.add_column("episode", no_wrap=True)
     for number in range(len(outcome.episodes)):
         result.add_column(str(number), justify="right")
     for name in told_of(outcome.episodes):

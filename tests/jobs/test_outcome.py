@@ -72,6 +72,8 @@ def test_a_folder_that_can_not_be_written_is_refused_first(tmp_path):
         (1234.5, 12.0, "1,234 ± 12"),
         (0.01234, math.nan, "0.0123"),
         (3.14159, 0.2, "3.14 ± 0.20"),
+        (3.14159, 1e-4, "3.14"),
+        (3.21e9, 2.3e6, "3.21e9 ± 2e6"),
     ],
 )
 def test_figures_for_people(value, error, text):
