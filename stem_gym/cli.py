@@ -242,6 +242,7 @@ _COMMANDS = {"list": List, "show": Show, "check": Check, "train": Train, "bench"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit code. `argv` is that of the process, if not given."""
     words = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on a busy machine wait for one another
     try:
         command = tyro.extras.subcommand_cli_from_dict(
             dict(_COMMANDS),

@@ -17,8 +17,8 @@ from stem_gym.envs.registration import variant_files
 from stem_gym.envs.variants import build, load_variant
 from stem_gym.jobs.roster import agents_package, check_id
 
-_SHORT = 0.03  # part of the seconds after which episodes end here: rows then end at different, early times
-_EVENTS = 12  # steps and resets of each story
+_SHORT = 0.05  # part of the seconds after which episodes end here: rows then end at different, early times
+_EVENTS = 20  # steps and resets of each story
 
 Overrides = Mapping[str, Any]
 
