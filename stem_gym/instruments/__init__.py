@@ -11,12 +11,14 @@ import pkgutil
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from stem_gym.core.errors import unknown_name
-from stem_gym.core.instrument import Instrument
+
+if TYPE_CHECKING:  # a list of instruments needs no torch
+    import torch
+
+    from stem_gym.core.instrument import Instrument
 
 _NOT_KINDS = {"adapters", "recorder", "guard"}  # wrappers and the folder of adapters are no instruments by themselves
 
