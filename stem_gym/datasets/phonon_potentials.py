@@ -39,14 +39,15 @@ def interaction_parameter(energy_kev: float) -> float:
 def exact_projection() -> Any:
     """An abTEM integrator that places atoms exactly, by the phase of their structure factor.
 
-    abTEM's own infinite projection spreads each atom over the four nearest pixels. In an annulus of 80 to 200 mrad that
-    loses several percent of the scattered intensity at the usual pixels of 0.05 to 0.07 Å, by an amount that depends on
-    where the atom lies on the grid. Placed exactly, the result does not depend on the grid: it is the limit that abTEM's
-    own integrator approaches on ever finer pixels (`tests/datasets/test_phonon_potentials.py`).
+    abTEM's own infinite projection spreads each atom over the four nearest pixels. In an annulus of 80 to 200 mrad
+    that loses several percent of the scattered intensity at the usual pixels of 0.05 to 0.07 Å, by an amount that
+    depends on where the atom lies on the grid. Placed exactly, the result does not depend on the grid: it is the
+    limit that abTEM's own integrator approaches on ever finer pixels (`tests/datasets/test_phonon_potentials.py`).
     """
     abtem, ase = import_abtem()
+    base: Any = abtem.integrals.ScatteringFactorProjectionIntegrals
 
-    class ExactProjection(abtem.integrals.ScatteringFactorProjectionIntegrals):  # type: ignore[misc]
+    class ExactProjection(base):
         def integrate_on_grid(
             self,
             atoms: Any,
@@ -71,8 +72,9 @@ def exact_projection() -> Any:
 def phonon_potentials(specimen: ReferenceSpecimen, energy_kev: float, configurations: int, seed: int) -> Any:
     """abTEM's potential of all phonon configurations: a PotentialArray of shape (configurations, slices, nx, ny).
 
-    Einstein model, isotropic Gaussian displacements, as in `abtem.FrozenPhonons`; but every second configuration has the
-    opposite displacements of the one before it. Such pairs have the same expectation and cancel the noise of first order.
+    Einstein model, isotropic Gaussian displacements, as in `abtem.FrozenPhonons`; but every second configuration has
+    the opposite displacements of the one before it. Such pairs have the same expectation and cancel the noise of
+    first order.
     """
     abtem, ase = import_abtem()
     height_ang = (specimen.layer.max() + 1) * specimen.slice_ang

@@ -1,7 +1,8 @@
 """The specimens of the abTEM reference set: small periodic cells with everything an image surrogate must have seen.
 
-Each specimen is drawn from its own generator, so that number i of a set is the same whatever was made before it. Cells are
-near-rectangular supercells of the rotated lattice, sheared by at most 3° to be exactly rectangular and periodic.
+Each specimen is drawn from its own generator, so that number i of a set is the same whatever was made before it.
+Cells are near-rectangular supercells of the rotated lattice, sheared by at most 3° to be exactly rectangular and
+periodic.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ _CLUSTER_METALS = {
 _GRAPHENE_A_ANG = 2.46
 _MOS2_A_ANG = 3.16  # Wilson & Yoffe, Adv. Phys. 18, 193 (1969)
 _MOS2_HALF_THICKNESS_ANG = 1.56
+_ADATOM_HEIGHT_ANG = 3.0
 
 # Kinds that no training specimen contains: they show what happens just outside the training set.
 UNSEEN = frozenset({"graphene_unseen_dopants", "mos2_unseen_dopants", "gold_cluster"})
@@ -171,7 +173,10 @@ def _edge(rng: np.random.Generator) -> ReferenceSpecimen:
 
 
 def _patch(rng: np.random.Generator) -> ReferenceSpecimen:
-    """Graphene under adatoms: a disordered layer of carbon with some oxygen and silicon, at least 1.1 Å apart."""
+    """Graphene under adatoms.
+
+    A disordered layer of carbon with some oxygen and silicon, 3 Å above, at least 1.1 Å apart.
+    """
     sheet = _graphene("graphene_patch", rng)
     sheet = _dope(sheet, (14,), np.ones(len(sheet.layer), bool), int(rng.integers(0, 4)), rng)
     places: list[np.ndarray] = []
@@ -181,7 +186,8 @@ def _patch(rng: np.random.Generator) -> ReferenceSpecimen:
             places.append(place)
     count = len(places)
     number = rng.choice([6, 8, 14], count, p=[0.85, 0.1, 0.05])
-    return _finish(_add(sheet, np.array(places), np.zeros(count, int), number), rng)
+    sheet = replace(sheet, slice_ang=_ADATOM_HEIGHT_ANG)
+    return _finish(_add(sheet, np.array(places), np.ones(count, int), number), rng)
 
 
 def _dichalcogenide(
@@ -231,6 +237,8 @@ RECIPES: dict[str, tuple[Callable[[np.random.Generator], ReferenceSpecimen], flo
     "cluster": (_cluster, 0.10),
 }
 
+_LAYERED = ("graphene_patch", "mos2", "cluster")
+
 HELD_OUT: dict[str, Callable[[np.random.Generator], ReferenceSpecimen]] = {
     "graphene": _pristine,
     "graphene_silicon": _silicon,
@@ -247,10 +255,11 @@ HELD_OUT: dict[str, Callable[[np.random.Generator], ReferenceSpecimen]] = {
 }
 
 
-def training_specimen(rng: np.random.Generator) -> ReferenceSpecimen:
-    """A random specimen of the training and validation sets."""
-    names = list(RECIPES)
-    name = names[int(rng.choice(len(names), p=[RECIPES[n][1] for n in names]))]
+def training_specimen(rng: np.random.Generator, layered: bool = False) -> ReferenceSpecimen:
+    """A random specimen of the training and validation sets; of several layers only, if asked."""
+    names = [name for name in RECIPES if name in _LAYERED or not layered]
+    weights = np.array([RECIPES[name][1] for name in names])
+    name = names[int(rng.choice(len(names), p=weights / weights.sum()))]
     return RECIPES[name][0](rng)
 
 

@@ -1,19 +1,22 @@
 """Exact contraction of abTEM's frozen-phonon multislice into STEM image coefficients.
 
-A STEM picture of a periodic specimen needs one multislice run per probe place and phonon configuration. The same numbers come
-much faster from the scattering matrix (Ophus, Adv. Struct. Chem. Imaging 3, 13, 2017): each plane wave of the aperture is
-propagated once, and the detected intensity is a quadratic form in the aperture coefficients. Its matrix, the Gram matrix of the
-scattered waves over the annulus, holds the picture for *every* defocus and aberration at once.
+A STEM picture of a periodic specimen needs one multislice run per probe place and phonon configuration. The same
+numbers come much faster from the scattering matrix (Ophus, Adv. Struct. Chem. Imaging 3, 13, 2017): each plane wave
+of the aperture is propagated once, and the detected intensity is a quadratic form in the aperture coefficients. Its
+matrix, the Gram matrix of the scattered waves over the annulus, holds the picture for *every* defocus and aberration
+at once.
 
-A probe must not see its own periodic copies, so the aperture has to be sampled finer than the reciprocal lattice of the cell.
-Plane waves whose wave vectors differ by less than a reciprocal lattice vector scatter to different detector places and never
-interfere, so that an n × n tiled window costs n² small runs ("Bloch offsets") in place of one n² times larger, and gives exactly
-what abTEM gives for the tiled cell. `tests/datasets/test_abtem_images.py` checks this against `abtem.Probe.scan`.
+A probe must not see its own periodic copies, so the aperture has to be sampled finer than the reciprocal lattice of
+the cell. Plane waves whose wave vectors differ by less than a reciprocal lattice vector scatter to different detector
+places and never interfere, so that an n × n tiled window costs n² small runs ("Bloch offsets") in place of one n²
+times larger, and gives exactly what abTEM gives for the tiled cell. `tests/datasets/test_abtem_images.py` checks this
+against `abtem.Probe.scan`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -47,7 +50,10 @@ class DetectorAnnulus:
 
 @dataclass(frozen=True)
 class Aberrations:
-    """Optics of M pictures of one specimen; every field (M,). Positive defocus focuses below the specimen's middle plane."""
+    """Optics of M pictures of one specimen.
+
+    Every field (M,). Positive defocus focuses below the specimen's middle plane.
+    """
 
     convergence_mrad: np.ndarray
     defocus_ang: np.ndarray
@@ -80,7 +86,7 @@ class Beams:
 
 
 def bloch_offsets(cell_ang: np.ndarray, window_ang: float) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets (n, 2) in reciprocal-cell units that tile the cell to at least `window_ang`, and the window's sides (2,) in Å."""
+    """Offsets (n, 2) in reciprocal-cell units that tile the cell to at least `window_ang`, and the window (2,) in Å."""
     tiles = np.ceil(window_ang / cell_ang - 1e-6).astype(int)
     ox, oy = np.meshgrid(np.arange(tiles[0]) / tiles[0], np.arange(tiles[1]) / tiles[1], indexing="ij")
     return np.stack([ox.ravel(), oy.ravel()], axis=1), tiles * cell_ang
@@ -94,13 +100,16 @@ def gram_matrix(
     slice_ang: float,
     annulus: DetectorAnnulus,
 ) -> torch.Tensor:
-    """Gram matrix (n, n) of the waves scattered into the annulus, per unit intensity of a beam, mean over configurations.
+    """Gram matrix (n, n) of the waves scattered into the annulus, per unit beam, mean over configurations.
 
-    `transmission` (configurations, slices, nx, ny) complex is abTEM's transmission function. Each slice acts at its entrance
-    plane and is followed by free flight over `slice_ang`; flight after the last slice changes no detected intensity.
+    `transmission` (configurations, slices, nx, ny) complex is abTEM's transmission function. Each slice acts at its
+    entrance plane and is followed by free flight over `slice_ang`; flight after the last slice changes no detected
+    intensity.
     """
     nx, ny = transmission.shape[-2:]
-    k = [np.fft.fftfreq(n, length / n) + o for n, length, o in zip((nx, ny), cell_ang, beams.offset, strict=True)]  # 1/Å
+    k = [
+        np.fft.fftfreq(n, length / n) + o for n, length, o in zip((nx, ny), cell_ang, beams.offset, strict=True)
+    ]  # 1/Å
     angle_mrad = np.hypot(k[0][:, None], k[1][None]) * wavelength_ang(energy_kev) * 1e3
     detected = np.flatnonzero((angle_mrad >= annulus.inner_mrad) & (angle_mrad < annulus.outer_mrad))
     if transmission.shape[1] == 1:
@@ -117,7 +126,7 @@ def _hermitian_product(rows: torch.Tensor, blocks: int = 5) -> torch.Tensor:
     """rows · rows^†, (n, n), from the blocks on and below the diagonal alone."""
     edges = np.linspace(0, len(rows), blocks + 1).astype(int)
     out = rows.new_zeros(len(rows), len(rows))
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in pairwise(edges.tolist()):
         strip = rows[start:] @ rows[start:stop].conj().T
         out[start:, start:stop] = strip
         out[start:stop, stop:] = strip[stop - start :].conj().T
@@ -162,7 +171,10 @@ def _multislice(
 
 
 def aperture(beams: Beams, optics: Aberrations, energy_kev: float, window_ang: np.ndarray) -> np.ndarray:
-    """Complex aperture coefficients (M, n), not normalised: abTEM's soft edge of one window pixel, exp(−iχ) of Kirkland eq. 2.10."""
+    """Complex aperture coefficients (M, n), not normalised.
+
+    AbTEM's soft edge of one window pixel, exp(−iχ) of Kirkland eq. 2.10.
+    """
     wavelength = wavelength_ang(energy_kev)
     alpha = np.hypot(*beams.wave_vector.T) * wavelength  # (n,)
     azimuth = np.arctan2(beams.wave_vector[:, 1], beams.wave_vector[:, 0])
@@ -177,7 +189,7 @@ def aperture(beams: Beams, optics: Aberrations, energy_kev: float, window_ang: n
 def image_coefficients(
     gram: torch.Tensor, beams: Beams, aperture_coefficients: np.ndarray, shape: tuple[int, int]
 ) -> torch.Tensor:
-    """This offset's share of the image's Fourier coefficients (M, ny, nx), before division by the probe's total intensity.
+    """This offset's share of the image's Fourier coefficients (M, ny, nx), not yet divided by the probe's intensity.
 
     The collected intensity at probe place p is Σ_bb' a_b a*_b' G_bb' exp(−2πi (k_b − k_b')·p), so that the pair (b, b')
     belongs to the harmonic h = m_b' − m_b.

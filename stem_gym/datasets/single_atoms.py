@@ -1,7 +1,8 @@
-"""Cross section and width of single atoms from abTEM: python -m stem_gym.datasets.single_atoms --out DIR/single_atoms.npz
+"""Cross section and width of single atoms: python -m stem_gym.datasets.single_atoms --out DIR/single_atoms.npz
 
-One atom at rest in an empty cell, in focus at 34 mrad. The image's Fourier coefficients divided by the probe's transfer function
-are the atom's own: their value at zero is the cross section, their fall a Gaussian of this variance per axis.
+One atom at rest in an empty cell, in focus at 34 mrad. The image's Fourier coefficients divided by the probe's
+transfer function are the atom's own: their value at zero is the cross section, their fall a Gaussian of this variance
+per axis.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import numpy as np
 import torch
 from scipy.fft import next_fast_len
 
-from stem_gym.datasets.abtem_images import ENERGIES_KEV, HAADF
+from stem_gym.datasets.abtem_images import ENERGIES_KEV
 from stem_gym.datasets.phonon_potentials import exact_projection, import_abtem, interaction_parameter
+from stem_gym.datasets.pictures import HAADF
 from stem_gym.datasets.scattering_matrix import (
     Aberrations,
     Beams,
@@ -66,11 +68,13 @@ def cross_section_and_width(atomic_number: int, energy_kev: float) -> tuple[floa
     response = atom_response(atomic_number, energy_kev)
     half = _HARMONICS // 2
     k = torch.arange(-half, half + 1, dtype=torch.float32)[None] / _CELL_ANG
-    settings = {"energy_kev": energy_kev, "convergence_mrad": _CONVERGENCE_MRAD, "source_fwhm_ang": 0.0}
-    transfer = transfer_function(Optics.of(1, **settings), k, k)[0].numpy()
+    optics = Optics.of(1, energy_kev=energy_kev, convergence_mrad=_CONVERGENCE_MRAD, source_fwhm_ang=0.0)
+    transfer = transfer_function(optics, k, k)[0].numpy()
     square = k[0, :, None].numpy() ** 2 + k[0, None, :].numpy() ** 2
     section = float(response[half, half])
-    misfit = [np.sum((response - section * transfer * np.exp(-2 * np.pi**2 * v * square)) ** 2) for v in _VARIANCES_ANG2]
+    misfit = [
+        np.sum((response - section * transfer * np.exp(-2 * np.pi**2 * v * square)) ** 2) for v in _VARIANCES_ANG2
+    ]
     return section, float(_VARIANCES_ANG2[int(np.argmin(misfit))])
 
 

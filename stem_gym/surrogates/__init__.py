@@ -1,1 +1,1 @@
-"""Networks with the signature of the physics they stand for, each with an uncertainty, a valid range and a model card."""
+"""Networks with the signature of the physics they stand for, each with an uncertainty and a model card."""

@@ -1,9 +1,9 @@
 """The imaging surrogate: expected HAADF maps as abTEM multislice with frozen phonons gives them.
 
-A sum of atoms, each a cross section times the probe, misses what neighbouring atoms do together: their scattered waves
-interfere, and in thicker places the first atom bends the beam for the next. The surrogate takes that sum as its first guess,
-with cross sections and widths measured on single atoms in abTEM, and lets a small network correct it. Source size and focal
-spread are applied afterwards: both are linear, hence exact.
+A sum of atoms, each a cross section times the probe, misses what neighbouring atoms do together: their scattered
+waves interfere, and in thicker places the first atom bends the beam for the next. The surrogate takes that sum as its
+first guess, with cross sections and widths measured on single atoms in abTEM, and lets a small network correct it.
+Source size and focal spread are applied afterwards: both are linear, hence exact.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from stem_gym.surrogates.surrogate import Estimate, ModelCard, judge_range, load
 __all__ = ["AtomTable", "ImagingSurrogate", "grid_shape"]
 
 PIXEL_ANG = 0.25
+USUAL_SOURCE_ANG = 0.7  # full width at half maximum
 _NEIGHBOURHOOD_ANG = 0.8  # rms width of the local scale that corrections are relative to
 _CARBON = 6
 _GRAPHENE_DENSITY_PER_ANG2 = 0.38
@@ -56,7 +57,10 @@ class AtomTable:
     width2_ang2: Tensor  # (3, Z) added to the thermal variance, per axis
 
     def lookup(self, atomic_number: Tensor, energy_kev: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross section and squared width of atoms (B, K) at energies (B,): quadratic in log energy through the table."""
+        """Cross section and squared width of atoms (B, K) at energies (B,).
+
+        Quadratic in log energy through the table.
+        """
         index = (atomic_number - 1).clamp(0, self.cross_section_ang2.shape[1] - 1)
         basis = _lagrange(torch.log(self.energy_kev), torch.log(energy_kev))  # (B, 3)
         logarithm = torch.log(self.cross_section_ang2)[:, index]  # (3, B, K)
@@ -84,9 +88,14 @@ class Features:
 
 
 def features(specimen: Specimen, optics: Optics, table: AtomTable, shape: tuple[int, int]) -> Features:
-    """The sum over atoms and the network's inputs on a grid (ny, nx); source size and focal spread of `optics` are ignored."""
+    """The sum over atoms and the network's inputs on a grid (ny, nx).
+
+    Source size and focal spread of `optics` are ignored.
+    """
     point = replace(
-        optics, source_fwhm_ang=torch.zeros_like(optics.energy_kev), focal_spread_ang=torch.zeros_like(optics.energy_kev)
+        optics,
+        source_fwhm_ang=torch.zeros_like(optics.energy_kev),
+        focal_spread_ang=torch.zeros_like(optics.energy_kev),
     )
     harmonics = Harmonics(nx=shape[1] // 2, ny=2 * (shape[0] // 2) - 1)
     kx, ky = harmonics.frequencies(specimen.cell_ang)
@@ -108,7 +117,9 @@ def features(specimen: Specimen, optics: Optics, table: AtomTable, shape: tuple[
     base = image_grid(atoms * transfer_function(point, kx, ky), *shape)
     sheet = _GRAPHENE_DENSITY_PER_ANG2 * carbon
     scale = blurred(atoms, _NEIGHBOURHOOD_ANG).clamp(min=0) + _FLOOR * sheet
-    mean_section = (blurred(heavy, 0.5).clamp(min=0) + 0.05 * sheet * carbon) / (blurred(atoms, 0.5).clamp(min=0) + 0.05 * sheet)
+    mean_section = (blurred(heavy, 0.5).clamp(min=0) + 0.05 * sheet * carbon) / (
+        blurred(atoms, 0.5).clamp(min=0) + 0.05 * sheet
+    )
     maps = torch.stack(
         [
             base / scale - 1,
@@ -173,16 +184,18 @@ class ImagingSurrogate:
     ) -> Estimate:
         """Expected collected fraction per incident electron on the cell's pixel grid: mean and std (B, ny, nx).
 
-        `shape` is the grid (ny, nx), by default the one nearest to 0.25 Å. Rows outside the valid range are flagged, warned
-        about and given a wider uncertainty; with `strict` they raise ValidRangeError.
+        `shape` is the grid (ny, nx), by default the one nearest to 0.25 Å. Rows outside the valid range are flagged,
+        warned about and given a wider uncertainty; with `strict` they raise ValidRangeError.
         """
         shape = shape or grid_shape(specimen.cell_ang)
         inside = judge_range(self.card, self._extremes(specimen, optics, shape), strict)
-        mean, variance = self._spread(specimen, optics, shape)
-        mean, variance = self._blur(mean, optics, specimen, shape), self._blur(variance, optics, specimen, shape).clamp(min=0)
+        mean, log_spread = self._focused(specimen, optics, shape)
+        mean = self._blur(mean, optics, specimen, shape)
+        blurred = (optics.source_fwhm_ang / USUAL_SOURCE_ANG)[:, None, None].clamp(max=1.5)
+        raw = torch.exp((1 - blurred) * log_spread[:, 0] + blurred * log_spread[:, 1])
         calibration = self._calibration(optics.source_fwhm_ang)[:, None, None]
         widened = torch.where(inside, 1.0, _OUTSIDE_FACTOR)[:, None, None]
-        return Estimate(mean + self._blobs(specimen, optics, shape), torch.sqrt(variance) * calibration * widened, inside)
+        return Estimate(mean + self._blobs(specimen, optics, shape), raw * calibration * widened, inside)
 
     def coefficients(
         self, specimen: Specimen, optics: Optics, harmonics: Harmonics, shape: tuple[int, int] | None = None
@@ -201,21 +214,24 @@ class ImagingSurrogate:
         return self._blur(base, optics, specimen, shape)
 
     def correct(self, seen: Features) -> tuple[Tensor, Tensor]:
-        """Mean and raw variance (B, ny, nx) of a point source without focal spread."""
+        """Mean (B, ny, nx) for a point source in one focus, and log of the raw standard deviations (B, 2, ny, nx).
+
+        The standard deviations are of the sharp image and of the image blurred by the usual source.
+        """
         correction, log_spread = self.network(seen.maps, seen.conditions)
         mean = seen.base + seen.scale * _LARGEST_CORRECTION * correction
-        return mean, (seen.scale * torch.exp(log_spread.clamp(-9, 1) - 4)) ** 2
+        return mean, log_spread.clamp(-5, 5) - 5 + torch.log(seen.scale)[:, None]
 
-    def _spread(self, specimen: Specimen, optics: Optics, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def _focused(self, specimen: Specimen, optics: Optics, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Mean over the focal spread: one map for each node of a quadrature, or one map where no row has a spread."""
         if not bool((optics.focal_spread_ang > 0).any()):
             return self.correct(features(specimen, optics, self.table, shape))
-        mean = variance = torch.zeros(())
+        mean, log_spread = torch.zeros(()), torch.zeros(())
         for node, weight in zip(_SPREAD_NODES, _SPREAD_WEIGHTS, strict=True):
             shifted = replace(optics, defocus_ang=optics.defocus_ang + node * optics.focal_spread_ang)
-            one_mean, one_variance = self.correct(features(specimen, shifted, self.table, shape))
-            mean, variance = mean + weight * one_mean, variance + weight * one_variance
-        return mean, variance
+            one_mean, one_spread = self.correct(features(specimen, shifted, self.table, shape))
+            mean, log_spread = mean + weight * one_mean, log_spread + weight * one_spread
+        return mean, log_spread
 
     def _blur(self, image: Tensor, optics: Optics, specimen: Specimen, shape: tuple[int, int]) -> Tensor:
         """Convolution with the Gaussian source."""
@@ -238,7 +254,9 @@ class ImagingSurrogate:
 
     def _calibration(self, source_fwhm_ang: Tensor) -> Tensor:
         """Factor on the raw standard deviation, linear between the source sizes it was measured at: (B,)."""
-        sizes = torch.tensor(self.settings["calibration_fwhm_ang"], dtype=source_fwhm_ang.dtype, device=source_fwhm_ang.device)
+        sizes = torch.tensor(
+            self.settings["calibration_fwhm_ang"], dtype=source_fwhm_ang.dtype, device=source_fwhm_ang.device
+        )
         factors = torch.tensor(self.settings["calibration"], dtype=source_fwhm_ang.dtype, device=source_fwhm_ang.device)
         upper = torch.bucketize(source_fwhm_ang.detach().contiguous(), sizes).clamp(1, len(sizes) - 1)
         share = ((source_fwhm_ang - sizes[upper - 1]) / (sizes[upper] - sizes[upper - 1])).clamp(0, 1)
@@ -247,7 +265,9 @@ class ImagingSurrogate:
     def _extremes(self, specimen: Specimen, optics: Optics, shape: tuple[int, int]) -> dict[str, tuple[Tensor, Tensor]]:
         """Lowest and highest value in every row of each quantity that has a valid range."""
         spread = _SPREAD_NODES[-2] * optics.focal_spread_ang
-        pixels = specimen.cell_ang / torch.tensor([shape[1], shape[0]], dtype=optics.energy_kev.dtype, device=specimen.cell_ang.device)
+        pixels = specimen.cell_ang / torch.tensor(
+            [shape[1], shape[0]], dtype=optics.energy_kev.dtype, device=specimen.cell_ang.device
+        )
         thermal = specimen.thermal_sigma_ang
         hidden = ~specimen.present
         alone = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from stem_gym.datasets.abtem_images import HAADF, Picture
+from stem_gym.datasets.pictures import HAADF, Picture
 from stem_gym.datasets.reference_specimens import UNSEEN
 from stem_gym.surrogates.imaging import ImagingSurrogate, grid_shape
 from stem_gym.surrogates.imaging_reference import Scores, optics_of, score, specimen_of
@@ -20,14 +20,15 @@ __all__ = ["describe_training", "held_out_scores", "table_rows", "valid_range", 
 
 DEFAULT_SOURCE_FWHM_ANG = 0.7
 _REFERENCE = (
-    "abTEM multislice with frozen phonons (Madsen & Susi, Open Research Europe 1, 24, 2021), Lobato potentials placed exactly, "
-    f"annular detector {HAADF.inner_mrad:.0f} to {HAADF.outer_mrad:.0f} mrad"
+    "abTEM multislice with frozen phonons (Madsen & Susi, Open Research Europe 1, 24, 2021), Lobato potentials placed "
+    f"exactly, annular detector {HAADF.inner_mrad:.0f} to {HAADF.outer_mrad:.0f} mrad"
 )
 _LIMITS = (
-    "Thin specimens only: single sheets, three-layer dichalcogenides, adatom layers and metal clusters up to three layers high.",
+    "Thin specimens only: single sheets, dichalcogenides of three planes, one layer of adatoms 3 Å above a sheet, and "
+    "metal clusters up to three layers high. Heights are not an input.",
     "The detector is fixed; another annulus needs another training run.",
-    "The reference places atoms exactly in abTEM. abTEM's default projection at pixels of 0.05 to 0.07 Å collects up to 15 % less "
-    "at these angles and approaches the reference on finer pixels.",
+    "The reference places atoms exactly in abTEM. abTEM's default projection collects 12 to 18 % less from a carbon atom "
+    "at 60 keV on pixels of 0.066 Å, 4 to 5 % less on 0.033 Å, and approaches the reference on ever finer pixels.",
     "The standard deviation is about the reference, not about a real microscope.",
 )
 
@@ -58,7 +59,9 @@ def valid_range(pictures: Iterable[Picture]) -> dict[str, tuple[float, float]]:
     }
 
 
-def describe_training(trained: Mapping[str, Picture], validation: Mapping[str, Picture], settings: Mapping[str, Any]) -> dict[str, Any]:
+def describe_training(
+    trained: Mapping[str, Picture], validation: Mapping[str, Picture], settings: Mapping[str, Any]
+) -> dict[str, Any]:
     """What the surrogate was trained on."""
     elements = {int(n) for p in trained.values() for n in np.unique(p.specimen.atomic_number)}
     return {
@@ -69,12 +72,15 @@ def describe_training(trained: Mapping[str, Picture], validation: Mapping[str, P
         "atomic_numbers": sorted(elements),
         "phonon_configurations": sorted({p.settings.configurations for p in trained.values()}),
         "detector_mrad": [HAADF.inner_mrad, HAADF.outer_mrad],
-        **{name: settings[name] for name in ("steps", "pictures", "rows", "rate", "width", "seed") if name in settings},
+        "settings": {name: settings[name] for name in ("steps", "pictures", "rows", "rate", "width", "seed")},
     }
 
 
 def held_out_scores(surrogate: ImagingSurrogate, pictures: Mapping[str, Picture]) -> list[dict[str, Any]]:
-    """One entry for each held-out specimen, energy and source size: R² of the sum over atoms and of the surrogate, coverage."""
+    """One entry for each held-out specimen, energy and source size.
+
+    R² of the sum over atoms and of the surrogate, coverage.
+    """
     rows = []
     for name, picture in pictures.items():
         for fwhm in (DEFAULT_SOURCE_FWHM_ANG, 0.0):
@@ -108,11 +114,23 @@ def pooled(rows: Iterable[Mapping[str, Any]], model: str) -> Scores:
 
 
 def table_rows(rows: list[dict[str, Any]], source_fwhm_ang: float, models: tuple[str, ...]) -> list[list[str]]:
-    """Lines of the table by specimen and energy, then by kind seen and unseen: names, R² of each model, worst picture, coverage."""
+    """Lines of the table by specimen and energy, then by kind seen and unseen.
+
+    Names, R² of each model, worst picture, coverage.
+    """
     chosen = [row for row in rows if row["source_fwhm_ang"] == source_fwhm_ang]
-    groups = [(f"{row['kind']}{' (unseen)' if row['unseen_kind'] else ''}", f"{row['energy_kev']:.0f}", [row]) for row in chosen]
+    groups = [
+        (f"{row['kind']}{' (unseen)' if row['unseen_kind'] else ''}", f"{row['energy_kev']:.0f}", [row])
+        for row in chosen
+    ]
     for energy in sorted({row["energy_kev"] for row in chosen}):
-        groups.append(("all seen kinds", f"{energy:.0f}", [r for r in chosen if r["energy_kev"] == energy and not r["unseen_kind"]]))
+        groups.append(
+            (
+                "all seen kinds",
+                f"{energy:.0f}",
+                [r for r in chosen if r["energy_kev"] == energy and not r["unseen_kind"]],
+            )
+        )
     groups.append(("all seen kinds", "all", [r for r in chosen if not r["unseen_kind"]]))
     groups.append(("all unseen kinds", "all", [r for r in chosen if r["unseen_kind"]]))
     lines = []
@@ -121,7 +139,9 @@ def table_rows(rows: list[dict[str, Any]], source_fwhm_ang: float, models: tuple
             continue
         last = pooled(members, models[-1])
         figures = [f"{pooled(members, model).r2:.5f}" for model in models]
-        lines.append([label, energy, *figures, f"{last.worst:.4f}", f"{last.noise_share:.1e}", f"{100 * last.coverage:.0f} %"])
+        lines.append(
+            [label, energy, *figures, f"{last.worst:.4f}", f"{last.noise_share:.1e}", f"{100 * last.coverage:.0f} %"]
+        )
     return lines
 
 
@@ -168,24 +188,27 @@ def _markdown(card: ModelCard, rows: list[dict[str, Any]]) -> str:
         "Written by `python -m stem_gym.surrogates.train_imaging`; every figure below was measured by that run.\n",
         f"**Stands for.** {card.stands_for}.\n",
         f"**Reference.** {card.reference}.\n",
-        f"**Training.** {training['specimens']} specimens ({training['pictures']} pictures), {training['validation_specimens']} more "
-        f"for the calibration of the uncertainty. Kinds: {', '.join(f'{k} {v}' for k, v in training['kinds'].items())}. "
-        f"Atomic numbers {training['atomic_numbers']}.\n",
+        f"**Training.** {training['specimens']} specimens ({training['pictures']} pictures), and "
+        f"{training['validation_specimens']} more for the calibration of the uncertainty. "
+        f"Kinds: {', '.join(f'{kind} {count}' for kind, count in training['kinds'].items())}. "
+        f"Atomic numbers: {', '.join(map(str, training['atomic_numbers']))}.\n",
         "**Valid range.**\n",
         "| quantity | lowest | highest |\n|---|---|---|",
         *(f"| {name} | {low:.4g} | {high:.4g} |" for name, (low, high) in card.valid_range.items()),
-        "\nOutside it the rows are flagged, an `UncertaintyWarning` is given and the standard deviation is widened; with `strict` it "
-        "raises `ValidRangeError`.\n",
+        "\nOutside it the rows are flagged, an `UncertaintyWarning` is given and the standard deviation is "
+        "widened; with `strict` it raises `ValidRangeError`.\n",
     ]
-    header = "| specimen | keV | R² sum over atoms | R² surrogate | worst picture | reference noise | in 90 % interval |"
+    header = (
+        "| specimen | keV | R² sum over atoms | R² surrogate | worst picture | reference noise | in 90 % interval |"
+    )
     for fwhm, title in ((DEFAULT_SOURCE_FWHM_ANG, "with a source of 0.7 Å"), (0.0, "without source size")):
         out += [f"## Held-out specimens, {title}\n", header, "|---|---|---|---|---|---|---|"]
         out += ["| " + " | ".join(line) + " |" for line in table_rows(rows, fwhm, ("sum_over_atoms", "surrogate"))]
         out.append("")
     out.append(
-        "R² is 1 − Σ(estimate − abTEM)² / Σ(abTEM − mean of its picture)² over eight settings of the optics (defocus −60 to 60 Å, 30 to "
-        "35 mrad, two aberrated). The worst picture is a single setting, usually one where defocus has washed out the contrast. "
-        "The noise is what the reference's finite number of phonon configurations takes from R².\n"
+        "R² is 1 − Σ(estimate − abTEM)² / Σ(abTEM − mean of its picture)² over eight settings of the optics "
+        "(defocus −60 to 60 Å, 30 to 35 mrad, two aberrated). The worst picture is a single setting, usually one where "
+        "defocus has washed out the contrast. The noise is what the reference's finite number of phonon configurations takes from R².\n"
     )
     out += ["## Limits\n", *(f"* {limit}" for limit in card.limits), ""]
     return "\n".join(out)

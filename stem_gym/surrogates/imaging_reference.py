@@ -1,16 +1,17 @@
-"""Reference pictures in the form the imaging surrogate and the physics model take, and the scores of an estimate against them."""
+"""Reference pictures in the form the surrogate and the physics model take, and the scores of estimates against them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from stem_gym.core.errors import RecordError
-from stem_gym.datasets.abtem_images import Picture, load_picture
+from stem_gym.datasets.pictures import Picture, load_picture
 from stem_gym.simulator.optics import FWHM_PER_SIGMA, Optics
 from stem_gym.simulator.specimens import Specimen
 
@@ -23,7 +24,9 @@ def load_set(folder: Path, split: str) -> dict[str, Picture]:
     """All pictures of one split by file name. Raises RecordError when there are none."""
     pictures = {path.stem: load_picture(path) for path in sorted(folder.glob(f"{split}-*.npz"))}
     if not pictures:
-        raise RecordError(f"{folder} holds no {split!r} pictures; make them with python -m stem_gym.datasets.abtem_images --out {folder}")
+        raise RecordError(
+            f"{folder} holds no {split!r} pictures. Make them: python -m stem_gym.datasets.abtem_images --out {folder}"
+        )
     return pictures
 
 
@@ -49,10 +52,11 @@ def specimen_of(picture: Picture) -> Specimen:
 
 def optics_of(picture: Picture, source_fwhm_ang: float = 0.0) -> Optics:
     """The picture's M settings of the optics with one source size."""
-    settings = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in vars(picture.optics).items()}
-    return Optics.of(
-        len(picture.optics), energy_kev=picture.settings.energy_kev, source_fwhm_ang=source_fwhm_ang, **settings
-    )
+    given: dict[str, Any] = {
+        name: torch.as_tensor(value, dtype=torch.float32) for name, value in vars(picture.optics).items()
+    }
+    energy_kev = picture.settings.energy_kev
+    return Optics.of(len(picture.optics), energy_kev=energy_kev, source_fwhm_ang=source_fwhm_ang, **given)
 
 
 def reference_map(picture: Picture, shape: tuple[int, int], source_fwhm_ang: float = 0.0) -> Tensor:
@@ -110,7 +114,8 @@ def score(picture: Picture, mean: Tensor, std: Tensor | None = None, source_fwhm
     shape = (mean.shape[-2], mean.shape[-1])
     reference = reference_map(picture, shape, source_fwhm_ang)
     halves = [
-        reference_map(Picture(**{**vars(picture), "halves": picture.halves[[h]]}), shape, source_fwhm_ang) for h in (0, 1)
+        reference_map(Picture(**{**vars(picture), "halves": picture.halves[[h]]}), shape, source_fwhm_ang)
+        for h in (0, 1)
     ]
     error = (mean - reference).double() ** 2
     variance = (reference - reference.mean((1, 2), keepdim=True)).double() ** 2

@@ -1,8 +1,8 @@
-"""The contract of a surrogate: an estimate with its uncertainty, a model card, a valid range, and weights that are data.
+"""The contract of a surrogate: an estimate with its uncertainty, a model card, and weights that are data.
 
-A surrogate takes what the physics takes and gives what the physics gives, plus a standard deviation and a flag for each row
-that says whether the row lies where the surrogate was trained and tested. Weights are a safetensors file (numbers) beside a
-JSON file (card, settings, SHA-256 of the numbers): loading them runs no code.
+A surrogate takes what the physics takes and gives what the physics gives, plus a standard deviation and a flag for
+each row that says whether the row lies where the surrogate was trained and tested. Weights are a safetensors file
+(numbers) beside a JSON file (card, settings, SHA-256 of the numbers): loading them runs no code.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class Surrogate(Protocol):
 def judge_range(card: ModelCard, values: Mapping[str, tuple[Tensor, Tensor]], strict: bool) -> Tensor:
     """Which rows lie inside the card's valid range: (B,) bool.
 
-    `values` gives for each quantity its lowest and highest value in every row, (B,) each. Rows outside raise ValidRangeError
-    when `strict`, and otherwise give one UncertaintyWarning that names the quantities.
+    `values` gives for each quantity its lowest and highest value in every row, (B,) each. Rows outside raise
+    ValidRangeError when `strict`, and otherwise give one UncertaintyWarning that names the quantities.
     """
     inside = torch.ones_like(next(iter(values.values()))[0], dtype=torch.bool)
     complaints = []
@@ -90,7 +90,9 @@ def judge_range(card: ModelCard, values: Mapping[str, tuple[Tensor, Tensor]], st
         fine = (lowest >= low - slack) & (highest <= high + slack)
         inside = inside & fine
         if not bool(fine.all()):
-            complaints.append(f"{name} from {float(lowest.min()):.4g} to {float(highest.max()):.4g} (valid: {low:.4g} to {high:.4g})")
+            complaints.append(
+                f"{name} from {float(lowest.min()):.4g} to {float(highest.max()):.4g} (valid: {low:.4g} to {high:.4g})"
+            )
     if complaints:
         message = f"{card.name} was asked outside its valid range: {'; '.join(complaints)}."
         if strict:
@@ -121,10 +123,14 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], ModelCard, dict[str, An
         card = ModelCard.from_dict(document["card"])
         expected, settings = document["sha256"], dict(document["settings"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RecordError(f"No surrogate can be read from {path}: {error}. Expected {numbers_path.name} beside {document_path.name}.") from error
+        raise RecordError(
+            f"No surrogate can be read from {path}: {error}. Expected {numbers_path.name} beside {document_path.name}."
+        ) from error
     found = hashlib.sha256(numbers).hexdigest()
     if found != expected:
-        raise RecordError(f"{numbers_path} does not belong to {document_path.name}: its SHA-256 is {found}, not {expected}.")
+        raise RecordError(
+            f"{numbers_path} does not belong to {document_path.name}: its SHA-256 is {found}, not {expected}."
+        )
     try:
         return load(numbers), card, settings
     except SafetensorError as error:

@@ -1,7 +1,8 @@
 """Train the imaging surrogate: python -m stem_gym.surrogates.train_imaging --data DIR
 
 DIR is a reference set of `stem_gym.datasets.abtem_images`, with the table of `stem_gym.datasets.single_atoms` in
-DIR/single_atoms.npz. Writes the weights, the JSON and the Markdown model card; every figure in the card is measured here.
+DIR/single_atoms.npz. Writes the weights, the JSON and the Markdown model card; every figure in the card is measured
+here.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stem_gym.datasets.abtem_images import Picture
+from stem_gym.datasets.pictures import Picture, save_bundle
+from stem_gym.simulator.optics import FWHM_PER_SIGMA
 from stem_gym.surrogates.imaging import (
     CONDITIONS,
     FEATURES,
+    USUAL_SOURCE_ANG,
     AtomTable,
     Features,
     ImagingSurrogate,
@@ -42,7 +45,7 @@ from stem_gym.surrogates.surrogate import ModelCard, save_weights
 __all__ = ["Example", "calibrate", "train"]
 
 CALIBRATION_FWHM_ANG = (0.0, 0.35, 0.7, 1.0)
-_BLUR_ANG = 0.3  # rms width of the usual source: half of the loss looks at images as they are recorded
+_SPREAD_SHARE = 0.003
 _SMALLEST_CONTRAST = 0.01
 
 
@@ -77,20 +80,22 @@ class Example:
 def loss(surrogate: ImagingSurrogate, example: Example) -> Tensor:
     """1 − R² of each picture, sharp and blurred by the source, and the likelihood of the spread.
 
-    The spread learns from errors that are held fixed, so that it does not excuse large ones.
+    The spread learns from errors that are held fixed, and shapes nothing but itself, so that it does not excuse large
+    ones.
     """
-    mean, variance = surrogate.correct(example.seen)
-    error = (mean - example.target) / example.seen.scale
-    brightness = example.target.mean((1, 2), keepdim=True) / example.seen.scale.mean((1, 2), keepdim=True)
-    target = example.target / example.seen.scale.mean((1, 2), keepdim=True)
+    mean, log_spread = surrogate.correct(example.seen)
+    level = example.seen.scale.mean((1, 2), keepdim=True)
+    error = (mean - example.target) / level
+    target = example.target / level
+    log_relative = log_spread - torch.log(level)[:, None]
     total = torch.zeros(())
-    for sigma_ang in (0.0, _BLUR_ANG):
-        soft_error, soft_target = _blur(error, sigma_ang / example.pixel_ang), _blur(target, sigma_ang / example.pixel_ang)
-        contrast = soft_target.var((1, 2), keepdim=True) + (_SMALLEST_CONTRAST * brightness) ** 2
-        total = total + (soft_error**2 / contrast).mean()
-    relative = variance / example.seen.scale**2
-    likelihood = 0.5 * (error.detach() ** 2 / relative + torch.log(relative)).mean()
-    return total + 1e-4 * likelihood
+    for number, sigma_ang in enumerate((0.0, USUAL_SOURCE_ANG / FWHM_PER_SIGMA)):
+        seen_error, seen_target = (_blur(image, sigma_ang / example.pixel_ang) for image in (error, target))
+        contrast = seen_target.var((1, 2), keepdim=True) + (_SMALLEST_CONTRAST * target.mean((1, 2), keepdim=True)) ** 2
+        total = total + (seen_error**2 / contrast).mean()
+        square = seen_error.detach() ** 2 * torch.exp(-2 * log_relative[:, number])
+        total = total + _SPREAD_SHARE * (0.5 * square + log_relative[:, number]).mean()
+    return total
 
 
 def _blur(image: Tensor, sigma_pixels: float) -> Tensor:
@@ -109,11 +114,16 @@ def train(
     report: Callable[[int, float], None],
     settings: dict[str, Any],
 ) -> None:
-    """Fit the network in place by AdamW with a one-cycle rate; its final weights are a running average over the last steps."""
+    """Fit the network in place by AdamW with a one-cycle rate.
+
+    Its final weights are a running average over the last steps.
+    """
     network = surrogate.network.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings["rate"], weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings["rate"], total_steps=steps, pct_start=0.1)
-    average = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99))
+    average = torch.optim.swa_utils.AveragedModel(
+        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99)
+    )
     order: list[int] = []
     for step in range(steps):
         optimizer.zero_grad()
@@ -123,7 +133,7 @@ def train(
             example = examples[order.pop()]
             rows = torch.from_numpy(generator.choice(len(example.target), settings["rows"], replace=False))
             value = loss(surrogate, example.augmented(rows, int(generator.integers(8)))) / settings["pictures"]
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             total += float(value.detach())
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
@@ -135,7 +145,7 @@ def train(
 
 
 def calibrate(surrogate: ImagingSurrogate, pictures: list[Picture]) -> list[float]:
-    """Factors on the raw standard deviation, one for each source size, that make the 90 % interval cover 90 % of the pixels."""
+    """Factors on the raw standard deviation, by source size, with which the 90 % interval covers 90 % of the pixels."""
     factors = []
     for fwhm in CALIBRATION_FWHM_ANG:
         ratios = []
@@ -150,13 +160,18 @@ def calibrate(surrogate: ImagingSurrogate, pictures: list[Picture]) -> list[floa
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train, calibrate and judge the imaging surrogate.")
     parser.add_argument("--data", type=Path, required=True, help="folder of the reference set")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "weights" / "imaging_haadf", help="where to write")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "weights" / "imaging_haadf", help="where to write"
+    )
     parser.add_argument("--steps", type=int, default=3000, help="optimizer steps (default 3000)")
     parser.add_argument("--pictures", type=int, default=4, help="specimens in a step (default 4)")
-    parser.add_argument("--rows", type=int, default=4, help="settings of the optics of each specimen in a step (default 4)")
+    parser.add_argument(
+        "--rows", type=int, default=4, help="settings of the optics of each specimen in a step (default 4)"
+    )
     parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate (default 3e-3)")
     parser.add_argument("--width", type=int, default=16, help="channels of the network (default 16)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first weights and of the order (default 0)")
+    parser.add_argument("--bundle", type=Path, help="also write the held-out pictures into one small file")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     table = table_from_arrays(dict(np.load(given.data / "single_atoms.npz", allow_pickle=False)))
@@ -183,12 +198,18 @@ def main(arguments: list[str] | None = None) -> None:
         if step % 50 == 49 or step == given.steps - 1:
             rate = (step + 1) / (time.monotonic() - start)
             left_min = (given.steps - step - 1) / rate / 60
-            print(f"step {step + 1}/{given.steps}  loss {recent[0]:.5f}  {rate:.1f} steps/s  {left_min:.1f} min left", flush=True)
+            print(
+                f"step {step + 1}/{given.steps}  loss {recent[0]:.5f}  {rate:.1f} steps/s  {left_min:.1f} min left",
+                flush=True,
+            )
 
     train(surrogate, examples, given.steps, np.random.default_rng(given.seed), report, vars(given))
     settings["calibration"] = calibrate(surrogate, list(validation.values()))
-    held_out = held_out_scores(surrogate, load_set(given.data, "held_out"))
-    card = write_card(given.out, card, describe_training(trained, validation, vars(given)), held_out)
+    held_out = load_set(given.data, "held_out")
+    if given.bundle:
+        save_bundle(held_out, given.bundle)
+    rows = held_out_scores(surrogate, held_out)
+    card = write_card(given.out, card, describe_training(trained, validation, vars(given)), rows)
     tensors = {f"network.{name}": value for name, value in surrogate.network.state_dict().items()}
     tensors |= {f"table.{name}": value for name, value in vars(table).items()}
     save_weights(given.out, tensors, card, settings)
