@@ -198,6 +198,15 @@ def test_a_spectrum_is_one_exposure_of_the_new_place(nion, monkeypatch):
     assert not nion._session.camera.is_playing
 
 
+def test_a_camera_that_someone_left_playing_is_stopped(nion):
+    camera = nion._session.camera
+    nion.execute(scan())
+    nion.execute(park(0.5, 0.5))
+    camera.start_playing(camera.get_frame_parameters(0))
+    nion.execute(Acquire(ROW, "eels", one(0.01)))
+    assert not camera.is_playing
+
+
 def test_spectra_differ_between_flake_and_vacuum(nion):
     image = nion.execute(scan()).data["images"][0, 0]
     smooth = torch.nn.functional.avg_pool2d(image[None, None], 9, 1, 4)[0, 0]
@@ -281,12 +290,12 @@ def test_other_exposures_can_be_aborted(nion, abort_after, instruction):
         nion.execute(instruction)
 
 
-def test_an_interrupt_leaves_the_beam_blanked_and_the_scan_free(nion):
+def test_an_interrupt_blanks_the_beam_and_stops_the_scan(nion):
     threading.Timer(0.1, _thread.interrupt_main).start()
     with pytest.raises(KeyboardInterrupt):
-        nion.execute(scan(dwell_s=2e-4))
+        nion.execute(scan(dwell_s=0.01))  # 41 s
     assert nion._column.read("blanked") == 1.0
-    assert nion.execute(scan()).data["images"].shape == (1, 1, 64, 64)
+    assert nion.execute(scan()).data["images"].shape == (1, 1, 64, 64)  # not behind the rest of the one before
 
 
 def test_a_wait_can_be_aborted(nion):
