@@ -295,7 +295,7 @@ def _reset_mask(mask: Any, rows: int) -> np.ndarray | None:
     if array.shape != (rows,) or array.dtype != np.bool_ or not array.any():
         raise ConfigError(
             f"reset_mask must be ({rows},) bool with at least one True; "
-            f"given {array.shape} {array.dtype}, {array.sum()} set."
+            f"given {array.shape} {array.dtype}, {np.count_nonzero(array)} set."
         )
     return array
 
@@ -319,13 +319,16 @@ def _first_row(observation: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 
 
 def _first_numbers(metrics: Mapping[str, Tensor]) -> dict[str, Any]:
-    return {key: value[0].item() for key, value in metrics.items()}
+    """What is known of the one row; NaN stands for what is not, such as a mean over nothing."""
+    numbers = {key: value[0].item() for key, value in metrics.items()}
+    return {key: value for key, value in numbers.items() if value == value}
 
 
 def _info(metrics: Mapping[str, Tensor], mask: Tensor | None, out: Any) -> dict[str, Any]:
-    """Gymnasium's vector form: each value (B,) with a mask of the rows it holds for."""
+    """Gymnasium's vector form: each value (B,) with a mask of the rows it holds for; NaN is no value."""
     info: dict[str, Any] = {}
     for key, value in metrics.items():
+        known = ~value.isnan()
         info[key] = out(value)
-        info[f"_{key}"] = np.ones(len(value), dtype=bool) if mask is None else mask.cpu().numpy().copy()
+        info[f"_{key}"] = (known if mask is None else known & mask).cpu().numpy()
     return info

@@ -63,7 +63,7 @@ def advice(id: str, found: list[str]) -> str:
     bumped = id[: id.rindex("-v") + 2] + str(int(id.rsplit("-v", 1)[1]) + 1)
     return (
         f"{id} no longer does what its golden trace says:\n  " + "\n  ".join(found[:12]) + "\n"
-        f"If the change was not wanted, find it. If it was, results under this id can not be compared any more: name it "
+        f"If the change was not wanted, find it. If it was, results under this id can not be compared: name it "
         f"{bumped} in its YAML, say why in CHANGELOG.md and in the task's version history, delete "
         f"{golden_file(id).name} and run `python -m tests.golden --write {bumped}`."
     )
