@@ -1,7 +1,7 @@
 """Agents for the environments of stem_gym: the policy contract, one file per agent, evaluation and training.
 
-    policy = agents.make("lock_on", env)
-    episodes = agents.evaluate(policy, "stem_gym/AtomTargeting-v0", episodes=20, seed=1)
+policy = agents.make("lock_on", env)
+episodes = agents.evaluate(policy, "stem_gym/AtomTargeting-v0", episodes=20, seed=1)
 """
 
 from agents.engine.checks import check_policy

@@ -9,6 +9,7 @@ is not believed, and the site is looked for again in a wider scan.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,7 +65,7 @@ class LockOn(Policy):
     name = "lock_on"
     Settings = Settings
 
-    def __init__(self, face: Face, settings: Settings) -> None:
+    def __init__(self, face: Face, settings: Any) -> None:
         super().__init__(face, settings)
         self.field = field_of(face, self.name)
         prior = DriftPrior(settings.drift_ang_per_s, settings.drift_correlation_s, settings.diffusion_ang2_per_s)
@@ -131,7 +132,8 @@ class LockOn(Policy):
         start, age_s, inside = self._expected(region_ang, pixel_ang, seconds)
         spot, height = centroids(image, start, self.field.probe_sigma_ang / pixel_ang)
         measured = region_ang[:, None, :2] + (spot + 0.5) * pixel_ang[:, None, None]  # (B, N, 2)
-        self._measure(looked[:, None] & inside & (height > 0.6 * self.field.accepted_fraction), measured, age_s, pixel_ang)
+        shown = looked[:, None] & inside & (height > 0.6 * self.field.accepted_fraction)
+        self._measure(shown, measured, age_s, pixel_ang)
 
     def _open(self, rows: Array, image: Tensor, region_ang: Array, pixel_ang: Array) -> None:
         """The brightest spots are the sites, if they stand out from the next one; else a slower frame is wanted."""
@@ -141,17 +143,18 @@ class LockOn(Policy):
         clear = height[:, count - 1] > self.settings.contrast * height[:, count]
         self._tries[rows] = np.where(clear, self.settings.tries, self._tries[rows] + 1)
         sure = self._tries[rows] >= self.settings.tries
-        bright = height[:, :count] > self.settings.brightness * field.accepted_fraction
-        places = region_ang[rows, None, :2] + (spots[:, :count] + 0.5) * pixel_ang[rows, None, None]
+        self._found[rows] = False
+        rows, spots, height = rows[sure], spots[sure, :count], height[sure, :count]
+        places = region_ang[rows, None, :2] + (spots + 0.5) * pixel_ang[rows, None, None]
         old = self._tracker.mean[rows, :, :-1].transpose(0, 2, 1)
         match = same_sites(old, places, _SAME_ANG)  # (n, N) which old site a new one was
-        given = np.where(match >= 0, np.take_along_axis(self._given[rows], match.clip(min=0), axis=1), 0.0)
-        self._given[rows] = np.where(self._found[rows].any(1)[:, None], given, self._given[rows])
-        self._found[rows] = bright & sure[:, None]
+        given = np.take_along_axis(self._given[rows], match.clip(min=0), axis=1)
+        self._given[rows] = np.where(match >= 0, given, 0.0)
+        self._found[rows] = height > self.settings.brightness * field.accepted_fraction
         self._tracker.place(rows, places, 1.0)
 
     def _expected(self, region_ang: Array, pixel_ang: Array, seconds: Array) -> tuple[Array, Array, Array]:
-        """Where each site should be in the frame, (B, N, 2) pixels; how long ago its row was scanned, (B, N) s; whether inside."""
+        """Where each site should be in the frame, (B, N, 2) pixels; seconds since its row; whether inside."""
         sites = self._tracker.mean[:, :, :-1].transpose(0, 2, 1)  # (B, N, 2)
         velocity = self._tracker.mean[:, None, :, -1]
         age_s = np.zeros(sites.shape[:2])
@@ -213,7 +216,7 @@ class LockOn(Policy):
         # A frame that is taken because nothing was found, or all was lost, opens the search anew.
         self._kind = np.where(look, np.where(lost, 0.0, 1.0), -1.0)
         self._missed[lost] = 0
-        self._tries[lost & self._found.any(1)] = 0
+        self._tries[lost & (self._tries >= settings.tries)] = 0
         self._planned_s = np.where(look, 0.05 + pixel_s * field.pixels**2, stay_s)
         return np.where(look[:, None], scan, stay)
 

@@ -42,7 +42,7 @@ class Ppo(Policy):
     name = "ppo"
     Settings = Settings
 
-    def __init__(self, face: Face, settings: Settings) -> None:
+    def __init__(self, face: Face, settings: Any) -> None:
         folder = None if settings.weights == FRESH else _folder_of(face, settings.weights)
         contract = None if folder is None else _contract_in(folder, face)
         if contract is not None:
@@ -84,7 +84,8 @@ def train(
 ) -> Ppo:
     """Train on `id` in the folder `out` and give the trained policy; `training` are fields of `Training`.
 
-    `imitation` (fields of `Imitation`; may be empty) begins with a warm start from a script, for atom targeting. A folder with a checkpoint is resumed. Ctrl-C keeps what was done and raises KeyboardInterrupt. Raises
+    `imitation` (fields of `Imitation`; may be empty) begins with a warm start from a script, for atom targeting. A
+    folder with a checkpoint is resumed. Ctrl-C keeps what was done and raises KeyboardInterrupt. Raises
     MissingExtraError without Stable-Baselines3, RecordError where `out` can not be written, ConfigError for settings.
     """
     from agents.learning.training import Run, Training, train_network

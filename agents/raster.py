@@ -6,6 +6,7 @@ What is commonly done by hand or by a simple script; it does not look again, so 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -31,7 +32,7 @@ class Raster(Policy):
     name = "raster"
     Settings = Settings
 
-    def __init__(self, face: Face, settings: Settings) -> None:
+    def __init__(self, face: Face, settings: Any) -> None:
         super().__init__(face, settings)
         self.field = field_of(face, self.name)
         seconds = (1.0 + settings.margin) * self.field.wanted_electrons / (settings.current_pa * ELECTRONS_PER_PC)

@@ -29,7 +29,7 @@ class Uniform(Policy):
     name = "uniform"
     Settings = Settings
 
-    def __init__(self, face: Face, settings: Settings) -> None:
+    def __init__(self, face: Face, settings: Any) -> None:
         super().__init__(face, settings)
         space = face.action_space
         if not (isinstance(space, spaces.Box) and space.is_bounded()):

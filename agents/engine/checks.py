@@ -50,10 +50,8 @@ def _play(policy: Policy, env: Any) -> list[Array]:
 
 def _act(policy: Policy, observation: Any) -> Array:
     """One action, with the rules that each must keep."""
-    import torch
-
     kept = {key: np.array(value) for key, value in observation.items()} if isinstance(observation, dict) else {}
-    randomness = (np.random.get_state()[1].copy(), torch.get_rng_state())  # type: ignore[index,union-attr]
+    randomness = _global_numbers()
     action = policy.act(observation)
     space, rows = policy.face.action_space, policy.face.rows
     shape = (rows, *(space.shape or ()))
@@ -68,10 +66,16 @@ def _act(policy: Policy, observation: Any) -> Array:
     changed = [key for key, value in kept.items() if not np.array_equal(value, np.asarray(observation[key]))]
     if changed:
         raise PolicyError(f"act() changed the observation it was given: {', '.join(changed)}.")
-    same = np.array_equal(randomness[0], np.random.get_state()[1])  # type: ignore[index]
-    if not same or not torch.equal(randomness[1], torch.get_rng_state()):
+    if randomness != _global_numbers():
         raise PolicyError("act() drew from a global random number generator; draw from streams of the policy's own.")
     return action
+
+
+def _global_numbers() -> tuple[str, bytes]:
+    """Where the global generators of NumPy and torch stand."""
+    import torch
+
+    return repr(np.random.get_state()), torch.get_rng_state().numpy().tobytes()  # noqa: NPY002 – to see it unchanged
 
 
 def _check_partial_reset(policy: Policy, env: Any) -> None:

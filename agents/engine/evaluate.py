@@ -27,10 +27,9 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """One dict per episode: success, return, seconds, electrons, measurements, thinking_s and the task's metrics.
 
-    Episode k is the world `row_seeds(seed, episodes)[k]`, whatever the policy and the number of rows side by side. A row
-    that has finished starts the next episode at once. `env` is a vector env of `policy.face.rows`
-    rows with autoreset DISABLED (made from `id` and `overrides` where absent). `progress(done, episodes)` is called when
-    episodes end.
+    Episode k is the world `row_seeds(seed, episodes)[k]`, whatever the policy and the number of rows; a row
+    that has finished starts the next episode at once. `env` is a vector env of `policy.face.rows` rows with autoreset
+    DISABLED (made from `id` and `overrides` where absent). `progress(done, episodes)` is called when episodes end.
     """
     from stem_gym.core.streams import row_seeds
 
@@ -101,7 +100,7 @@ class _Run:
         return action
 
     def _start(self, over: Array, observation: Any = None) -> Any:
-        """Give the next episodes to the rows that are over; a row without one plays on, uncounted, while others play."""
+        """The next episodes for the rows that are over; a row without one plays on, uncounted, while others play."""
         free = np.flatnonzero(over)
         begin = free[: len(self._seeds) - self._next]
         self._episode[free] = -1
@@ -112,7 +111,8 @@ class _Run:
         for counter in (self._return, self._steps, self._thinking_s):
             counter[over] = 0
         seeds = [self._seeds[max(0, episode)] for episode in self._episode]
-        fresh, _ = self._venv.reset(seed=seeds, options=None if observation is None else {"reset_mask": over})
+        venv: Any = self._venv  # Gymnasium's own signature knows no seeds row by row
+        fresh, _ = venv.reset(seed=seeds, options=None if observation is None else {"reset_mask": over})
         self._policy.reset(free, [seeds[row] for row in free])
         return fresh
 
@@ -130,5 +130,7 @@ class _Run:
 
 def numbers_of(info: Mapping[str, Any]) -> dict[str, Array]:
     """The entries of a vector info that are one number per row."""
-    arrays = {key: as_array(value) for key, value in info.items() if not key.startswith("_") and hasattr(value, "shape")}
+    arrays = {
+        key: as_array(value) for key, value in info.items() if not key.startswith("_") and hasattr(value, "shape")
+    }
     return {key: value for key, value in arrays.items() if value.ndim == 1 and value.dtype.kind in "biuf"}

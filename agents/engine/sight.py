@@ -60,11 +60,15 @@ class Field:
     def scan(self, centre: Array, side_ang: Array, pixel_dwell_s: Array) -> Array:
         """Actions (n, 5) that scan squares around `centre` (n, 2) fractions; side and dwell (n,)."""
         size = (side_ang - self.scan_side_min_ang) / (self.fov_ang - self.scan_side_min_ang)
-        return self._action(SCAN, centre, size, _log_part(pixel_dwell_s, self.pixel_dwell_min_s, self.pixel_dwell_max_s))
+        return self._action(
+            SCAN, centre, size, _log_part(pixel_dwell_s, self.pixel_dwell_min_s, self.pixel_dwell_max_s)
+        )
 
     def stay(self, place: Array, time_s: Array) -> Array:
         """Actions (n, 5) that dwell at `place` (n, 2) fractions for `time_s` (n,)."""
-        return self._action(STAY, place, np.full(len(place), 0.5), _log_part(time_s, self.dwell_min_s, self.dwell_max_s))
+        return self._action(
+            STAY, place, np.full(len(place), 0.5), _log_part(time_s, self.dwell_min_s, self.dwell_max_s)
+        )
 
     def _action(self, kind: float, place: Array, size: Array, time: Array) -> Array:
         part = np.column_stack((place, size, time))
@@ -105,7 +109,7 @@ def brightest_spots(image: Tensor, sigma_pixels: float, count: int) -> tuple[Arr
 
     Height is the smoothed fraction; where a frame has fewer maxima it is 0.
     """
-    rows, height, width = image.shape
+    rows, width = len(image), image.shape[2]
     filtered = smooth(image, torch.full((rows,), 0.8 * sigma_pixels))
     reach = 2 * max(1, round(1.5 * sigma_pixels)) + 1
     highest = torch.nn.functional.max_pool2d(filtered[:, None], reach, stride=1, padding=reach // 2)[:, 0]
@@ -121,7 +125,7 @@ def centroids(image: Tensor, start: Array, sigma_pixels: Array, steps: int = 6) 
     A Gaussian-weighted centroid, moved until it stands still, each step doubled since window and spot have the same
     width (half of the way is left otherwise). `start` (B, N, 2) pixels, `sigma_pixels` (B,).
     """
-    rows, height, width = image.shape
+    height, width = image.shape[1:]
     background = torch.quantile(image.flatten(1), 0.3, dim=1)[:, None, None]
     signal = (image - background).clamp(min=0.0)
     centre = torch.as_tensor(start, dtype=torch.float32)
@@ -148,7 +152,7 @@ def same_sites(old_ang: Array, new_ang: Array, tolerance_ang: float) -> Array:
     which most sites agree wins, the smaller of two equal ones.
     """
     shift = new_ang[:, None] - old_ang[:, :, None]  # (n, N old, N new, 2)
-    proposals = shift.reshape(len(shift), -1, 2)  # (n, P, 2)
+    proposals = shift.reshape(len(shift), shift.shape[1] * shift.shape[2], 2)  # (n, P, 2)
     away = np.linalg.norm(shift[:, None] - proposals[:, :, None, None], axis=-1)  # (n, P, N old, N new)
     agree = (away.min(2) < tolerance_ang).sum(2) - 0.02 * np.linalg.norm(proposals, axis=-1)
     rows = np.arange(len(shift))

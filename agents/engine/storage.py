@@ -178,8 +178,8 @@ def space_as_data(space: spaces.Space[Any]) -> Any:
 
 def _bound(values: Array) -> Any:
     """JSON knows no infinity: it is written as text."""
-    data = [float(x) if np.isfinite(x) else str(float(x)) for x in np.unique(values)]
-    return data[0] if len(data) == 1 else np.where(np.isfinite(values), values, 0).tolist()
+    data = [float(x) if np.isfinite(x) else str(float(x)) for x in values.ravel()]
+    return data[0] if len(set(data)) == 1 else data
 
 
 def _difference(expected: Any, given: Any) -> str:

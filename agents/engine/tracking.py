@@ -69,7 +69,7 @@ class SiteTracker:
         self.covariance[..., sites, sites] += growth * dt
 
     def measure(self, site: int, age_s: Array, places_ang: Array, sigma_ang: Array, seen: Array) -> None:
-        """Site `site` was at `places_ang` (B, 2), `age_s` (B,) ago, known to `sigma_ang` (B,); rows not `seen` keep theirs."""
+        """Site `site` was at `places_ang` (B, 2) `age_s` (B,) ago, known to `sigma_ang` (B,), in rows `seen` (B,)."""
         row_vector = np.zeros((len(age_s), 1, self.mean.shape[2]))
         row_vector[:, 0, site] = 1.0
         row_vector[:, 0, -1] = -age_s

@@ -7,25 +7,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agents.learning.extra import ActorCriticPolicy
 from agents.learning.network import NetworkSettings, PointingNetwork
-from stem_gym.core.errors import missing_extra
-
-try:
-    from stable_baselines3.common.policies import ActorCriticPolicy
-except ImportError as error:  # pragma: no cover – shown by the test that blocks the import
-    raise missing_extra("Training with Stable-Baselines3", "agents") from error
 
 
-class NetworkPolicy(ActorCriticPolicy):  # type: ignore[misc]
-    """A Gaussian around the network's mean; give `network_settings` as policy_kwargs."""
+class ScaledAdam(torch.optim.Adam):
+    """Adam whose groups learn at `scale` times the common rate, which the learner sets for all groups alike."""
 
-    def __init__(self, *args: Any, network_settings: NetworkSettings, **kwargs: Any) -> None:
-        self._network_settings = network_settings
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            group["lr"] *= group["scale"]
+        try:
+            return super().step(closure)
+        finally:
+            for group in self.param_groups:
+                group["lr"] /= group["scale"]
+
+
+class NetworkPolicy(ActorCriticPolicy):
+    """A Gaussian around the network's mean; give `network_settings` and `critic_rate` as policy_kwargs."""
+
+    def __init__(self, *args: Any, network_settings: NetworkSettings, critic_rate: float, **kwargs: Any) -> None:
+        self._network_settings, self._critic_rate = network_settings, critic_rate
         super().__init__(*args, **kwargs)
 
     def _build(self, lr_schedule: Any) -> None:
         self.network = PointingNetwork(self.observation_space, self.action_space, self._network_settings)
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+        critic = list(self.network.critic.parameters())
+        others = [parameter for name, parameter in self.network.named_parameters() if not name.startswith("critic")]
+        groups = [{"params": others, "scale": 1.0}, {"params": critic, "scale": self._critic_rate}]
+        self.optimizer = ScaledAdam(groups, lr=lr_schedule(1), eps=1e-5)
 
     @property
     def log_std(self) -> Tensor:

@@ -1,6 +1,6 @@
 """Where a training run stands, in one safetensors file: network, optimiser, and the numbers needed to go on.
 
-One file that is replaced as a whole: a kill at any time leaves the checkpoint before or the new one. Nothing in it is code.
+One file that is replaced as a whole: a kill at any time leaves the checkpoint before or the new one. It holds no code.
 """
 
 from __future__ import annotations
@@ -39,9 +39,7 @@ def write_checkpoint(
     return folder / FILE
 
 
-def read_checkpoint(
-    folder: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[str, Any] | None:
+def read_checkpoint(folder: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
     """Put a run back to where its checkpoint stands and give its progress; None where there is no checkpoint.
 
     Raises PolicyError for a truncated or foreign file, or one of another network.

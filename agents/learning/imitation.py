@@ -1,4 +1,4 @@
-"""A warm start for atom targeting: the network imitates a script that remembers nothing, on the states it gets into itself.
+"""A warm start for atom targeting: the network imitates a script that remembers nothing, in states it gets into itself.
 
 The script is a pure function of the observation, so that it can label any state (dataset aggregation: Ross, Gordon and
 Bagnell, AISTATS 2011). It looks at an old frame again, goes from a full frame to a small one around a spot that was not
@@ -38,14 +38,14 @@ class Imitation(Config):
     passes: int = Field(4, ge=1)
     """times that all states so far are used in a round"""
     learning_rate: float = Field(1e-3, gt=0)
-    """of the imitation"""
+    """of the imitation at the start; falls linearly to a tenth"""
     served: float = Field(1.03, gt=0)
     """share of the wanted electrons after which the script leaves a site"""
     dwell_s: float = Field(1.2, gt=0)
     """longest dwell of the script"""
     side_ang: float = Field(6.0, gt=0)
     """side of its small frames"""
-    spread: tuple[float, ...] = (0.3, 0.02, 0.02, 0.25, 0.2)
+    spread: tuple[float, ...] = (0.3, 0.01, 0.01, 0.25, 0.2)
     """standard deviation of the imitation and of the exploration that starts from it, for each number of the action"""
 
 
@@ -74,10 +74,11 @@ class Script:
         action = np.where(dwell[:, None], field.stay(spot, seconds), field.scan(centre, side, slow))
         matters = np.ones_like(action)
         matters[dwell, 3] = 0.0
+        matters[~(dwell | closer | again), 1:3] = 0.0  # a full frame has no place
         return action, matters
 
     def _best_spot(self, seen: Mapping[str, Array], region: Array, small: Array) -> tuple[Array, Array]:
-        """The spot farthest from served sites (full frame) or nearest the middle (small one), and whether there is one."""
+        """The unserved spot next to the probe (full frame) or the brightest (small one), and whether there is one."""
         field = self.field
         image = fractions_of(seen, field)
         size = image.shape[2]
@@ -89,9 +90,13 @@ class Script:
         sites = seen["delivered"].astype(np.float64)
         served = sites[:, None, :, 2] >= self.settings.served  # (B, 1, N)
         away = np.linalg.norm(full[:, :, None] - sites[:, None, :, :2], axis=-1) * field.fov_ang
-        away = np.where(served, away, 1e3).min(2) - 0.02 * np.linalg.norm(full - seen["probe"][:, None], axis=-1)
+        away = np.where(served, away, 1e3).min(2)
         bright = height > 0.5 * field.accepted_fraction
-        chosen = np.where(bright, away, -1.0).argmax(1)
+        # As many spots as were served are those; their marks stay behind when the sample drifts, so the nearest count.
+        order = np.where(bright, away, 1e6).argsort(1).argsort(1)
+        free = bright & (order >= served.sum(2))
+        near_probe = np.linalg.norm(full - seen["probe"][:, None], axis=-1)
+        chosen = np.where(free, near_probe, np.where(bright, 1e3 - away, 1e6)).argmin(1)
         rows = np.arange(len(chosen))
         spot = np.where(small[:, None], near, full[rows, chosen])
         shown = np.where(small, fine_height[:, 0] > 0.5 * field.accepted_fraction, bright.any(1))
@@ -135,6 +140,7 @@ def imitate(
             noise = spread * streams.normal(torch.arange(rows), (len(spread),))
             action = torch.where(led.unsqueeze(1), torch.as_tensor(wanted), own) + noise
             observation = env.step(action.clamp(-1.0, 1.0).numpy())[0]
+        optimizer.param_groups[0]["lr"] = settings.learning_rate * (1.0 - 0.9 * round_ / settings.rounds)
         loss = _learn(network, optimizer, gathered, settings, streams)
     env.close()
     with torch.no_grad():

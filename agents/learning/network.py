@@ -1,4 +1,4 @@
-"""A small actor-critic network that can point: plain torch, so that a trained policy runs without the learner's library.
+"""A small actor-critic network that can point; plain torch, so that a trained policy needs no learner's library.
 
 Where the observation has an `image` (channels, H, W) uint8 and its `region` in a reference frame, keypoints are spatial
 soft-argmax means of learned heat maps (Levine et al., J. Mach. Learn. Res. 17, 1334, 2016), told in fractions of the
@@ -23,7 +23,7 @@ from stem_gym.core.errors import PolicyError
 KEYPOINTS = 8
 _LEVELS = (slice(0, 4), slice(4, 8))  # which of them look at the finer and the coarser copy of the picture
 _FINE, _COARSE = 32, 16  # pixels along their sides
-_SOFT_PIXELS = 0.7
+_PULL = 80.0  # scale of the pulls of direction and probe on a heat map, beside that of brightness
 _SERVED = 0.9  # share of delivery from which a spot counts as served
 
 
@@ -34,7 +34,9 @@ class NetworkSettings(Config):
     """units of each hidden layer"""
     place: tuple[int, int] | None = (1, 2)
     """which two numbers of the action are a place in the reference frame, from −1 to 1; null where none are"""
-    sharpness: float = Field(400.0, gt=0)
+    spot: float = Field(0.018, gt=0, lt=1)
+    """standard deviation of a bright spot, in fractions of the reference frame"""
+    sharpness: float = Field(800.0, gt=0)
     """how strongly a heat map prefers its highest spot at the start"""
     log_std: tuple[float, ...] = (-0.4, -3.7, -3.7, -0.7, -0.7)
     """logarithm of the exploration's standard deviation at the start, for each number of the action"""
@@ -51,6 +53,7 @@ class PointingNetwork(nn.Module):
         count = sum(math.prod(parts[key].shape or ()) for key in self.numbers)
         self.points = "image" in parts and "region" in parts and settings.place is not None
         self.place = list(settings.place or ())
+        self.spot = settings.spot
         features = count
         if "image" in parts:
             channels = (parts["image"].shape or (1, 1, 1))[0]
@@ -92,7 +95,10 @@ class PointingNetwork(nn.Module):
         numbers = [observation[key].float().flatten(1) for key in self.numbers]
         if "image" not in observation:
             return torch.cat(numbers, dim=1), None
-        fine, coarse = copies_of(observation["image"])
+        region = observation.get("region")
+        image = observation["image"]
+        extent = torch.ones(len(image), device=image.device) if region is None else region[:, 2]
+        fine, coarse = copies_of(image, self.spot * _FINE / extent.clamp(min=1e-3))
         numbers.append(self.glance(coarse))
         if not self.points:
             return torch.cat(numbers, dim=1), None
@@ -133,16 +139,14 @@ class Finder(nn.Module):
     def __init__(self, channels: int, sharpness: float) -> None:
         super().__init__()
         angle = 2.0 * math.pi * torch.arange(KEYPOINTS) * 3.0 / KEYPOINTS
-        self.direction = nn.Parameter(20.0 * torch.stack((angle.cos(), angle.sin())))  # (2, K): which of equals
-        self.nearness = nn.Parameter(torch.tensor([0.0, 20.0]).repeat(KEYPOINTS // 2))  # (K,): the one next to the probe
+        self.direction = nn.Parameter(torch.stack((angle.cos(), angle.sin())))  # (2, K): which of equals
+        self.nearness = nn.Parameter(torch.tensor([0.0, 1.0]).repeat(KEYPOINTS // 2))  # (K,): the one next to the probe
         self.mixture = nn.Parameter(torch.zeros(channels, KEYPOINTS))
         self.log_sharpness = nn.Parameter(torch.full((KEYPOINTS,), math.log(sharpness)))
         with torch.no_grad():
             self.mixture[0], self.mixture[-1] = 1.0, -1.0  # bright, and not yet served
 
-    def forward(
-        self, pictures: tuple[Tensor, Tensor], region: Tensor, probe: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, pictures: tuple[Tensor, Tensor], region: Tensor, probe: Tensor | None) -> tuple[Tensor, Tensor]:
         parts = []
         for picture, own in zip(pictures, _LEVELS, strict=True):
             parts.append(self._look(picture, region, probe, own))
@@ -150,7 +154,7 @@ class Finder(nn.Module):
         return keypoints, seen.flatten(1)
 
     def _look(self, picture: Tensor, region: Tensor, probe: Tensor | None, own: slice) -> tuple[Tensor, Tensor]:
-        """Keypoints of some heat maps, (B, k, 2), and per keypoint: offset from the centre and the probe, planes, spread."""
+        """Keypoints of some heat maps (B, k, 2), and of each place, way from the probe, planes, spread (B, k, 8)."""
         height, width = picture.shape[2:]
         corner, extent = region[:, None, :2], region[:, None, 2:]
         middle = torch.full_like(region[:, :2], 0.5) if probe is None else probe
@@ -161,8 +165,10 @@ class Finder(nn.Module):
         grid = torch.stack((x.repeat(height), y.repeat_interleave(width)), dim=1)  # (H W, 2) fractions of this frame
         weights = (self.mixture * self.log_sharpness.exp())[:, own].T  # (k, C)
         # The corner's share of the direction is the same for all pixels and falls out of the softmax.
-        slope = extent * self.direction[:, own].T  # (B, k, 2)
-        mixed = torch.cat((weights.expand(len(region), -1, -1), slope, -self.nearness[own].expand(len(region), 1, -1).mT), 2)
+        slope = _PULL * extent * self.direction[:, own].T  # (B, k, 2)
+        mixed = torch.cat(
+            (weights.expand(len(region), -1, -1), slope, -_PULL * self.nearness[own].expand(len(region), 1, -1).mT), 2
+        )
         flat = picture.flatten(2)  # (B, C, H W)
         logits = mixed @ torch.cat((flat, grid.T.expand(len(region), -1, -1), away), dim=1)
         weight = torch.softmax(logits, dim=2)  # (B, k, H W)
@@ -174,18 +180,18 @@ class Finder(nn.Module):
         return keypoints, seen
 
 
-def copies_of(image: Tensor) -> tuple[Tensor, Tensor]:
+def copies_of(image: Tensor, spot_pixels: Tensor) -> tuple[Tensor, Tensor]:
     """A finer and a coarser copy (B, C + 1, H, W) of an image (B, C, H, W), from 0 to 1.
 
-    One plane is added: where the last channel is (nearly) full. The first channel of the finer copy is softened.
+    The first channel is softened by a Gaussian of the width that a spot has in it, `spot_pixels` (B,) of the finer copy
+    (the matched filter); a plane is added that shows where the last channel is (nearly) full.
     """
-    fine = nn.functional.adaptive_avg_pool2d(image.float(), _FINE) / 255.0
-    served = ((fine[:, -1:] - _SERVED) / (1.0 - _SERVED)).clamp(min=0.0)
-    planes = torch.cat((fine, served), dim=1)
-    coarse = nn.functional.avg_pool2d(planes, _FINE // _COARSE)
-    band = _band(_FINE, image.device)
-    planes[:, 0] = band @ planes[:, 0] @ band  # two matrix products: faster here than a convolution
-    return planes, coarse
+    planes = nn.functional.adaptive_avg_pool2d(image.float(), _FINE) / 255.0
+    served = ((planes[:, -1:] - _SERVED) / (1.0 - _SERVED)).clamp(min=0.0)
+    band = _band(_FINE, spot_pixels)  # (B, H, H); two matrix products are faster here than a convolution
+    soft = torch.bmm(torch.bmm(band, planes[:, 0]), band.mT).unsqueeze(1)
+    fine = torch.cat((soft, planes[:, 1:], served), dim=1)
+    return fine, nn.functional.avg_pool2d(fine, _FINE // _COARSE)
 
 
 def _centres(size: int, like: Tensor) -> Tensor:
@@ -193,10 +199,11 @@ def _centres(size: int, like: Tensor) -> Tensor:
     return (torch.arange(size, device=like.device) + 0.5) / size
 
 
-def _band(size: int, device: torch.device) -> Tensor:
-    at = torch.arange(size, device=device, dtype=torch.float32)
-    weight = torch.exp(-0.5 * ((at[:, None] - at) / _SOFT_PIXELS).square())
-    return weight / weight[size // 2].sum()
+def _band(size: int, sigma: Tensor) -> Tensor:
+    """Rows of Gaussian weights, (B, size, size); those at the border weigh what there is."""
+    at = torch.arange(size, device=sigma.device, dtype=torch.float32)
+    weight = torch.exp(-0.5 * ((at[:, None] - at) / sigma[:, None, None]).square())
+    return weight / weight.sum(2, keepdim=True)
 
 
 def _linear(inputs: int, outputs: int, gain: float) -> nn.Linear:

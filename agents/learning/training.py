@@ -22,21 +22,13 @@ from pydantic import Field
 from agents.learning.actor_critic import NetworkPolicy, value_of
 from agents.learning.checkpoint import read_checkpoint, write_checkpoint
 from agents.learning.curve import draw_curve, read_curve, write_curve
+from agents.learning.extra import PPO, BaseCallback, configure
 from agents.learning.network import NetworkSettings, PointingNetwork
 from agents.learning.progress import Bar
 from agents.learning.vec_env import VectorAdapter
 from stem_gym.core.config import Config
 from stem_gym.core.errors import ConfigError, RecordError
 from stem_gym.core.streams import row_seeds
-
-try:
-    from stable_baselines3 import PPO
-    from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.logger import configure
-except ImportError as error:  # pragma: no cover – shown by the test that blocks the import
-    from stem_gym.core.errors import missing_extra
-
-    raise missing_extra("Training with Stable-Baselines3", "agents") from error
 
 SaveNetwork = Callable[[PointingNetwork, Mapping[str, Any]], Any]
 
@@ -58,6 +50,8 @@ class Training(Config):
     """times that each sample is used"""
     learning_rate: float = Field(7e-4, gt=0)
     """at the start; falls linearly to a tenth"""
+    critic_rate: float = Field(1.0, gt=0)
+    """how many times faster the critic learns"""
     entropy: float = Field(2e-3, ge=0)
     """weight of the entropy at the start; falls linearly to nothing"""
     gamma: float = Field(0.985, gt=0, le=1)
@@ -107,7 +101,8 @@ def train_network(
 ) -> None:
     """Train until the steps or minutes are over. Ctrl-C keeps what was done and is raised again.
 
-    `warm_start` teaches a new run's network before, and tells how. Raises RecordError where the folder can not be written.
+    `warm_start` teaches a new run's network before, and tells how. Raises RecordError for a folder that can not be
+    written.
     """
     torch.set_num_threads(run.training.threads)
     _keep_memory()
@@ -119,13 +114,19 @@ def train_network(
         learner = _learner(run, env, network)
         progress = read_checkpoint(run.folder, learner.policy.network, learner.policy.optimizer) if resume else None
         if progress is not None:
-            learner.num_timesteps, run.spent_s, run.warm = progress["steps"], progress["seconds"], progress["warm_start"] or {}
+            learner.num_timesteps, run.spent_s, run.warm = (
+                progress["steps"],
+                progress["seconds"],
+                progress["warm_start"] or {},
+            )
             run.curve = [point for point in read_curve(run.folder) if point["steps"] <= progress["steps"]]
+            run.critic_updates = progress["critic_updates_left"]
             # New worlds: those of the beginning were learned from.
             learner.set_random_seed(row_seeds(run.training.seed, progress["steps"] % 997 + 2)[-1] % 2**31)
         elif warm_start is not None:
             run.warm = warm_start(learner.policy.network)
             run.critic_updates = run.training.critic_updates
+            _keep(run, learner)
         _learn(run, learner)
     finally:
         env.close()
@@ -171,7 +172,7 @@ def _learner(run: Run, env: gymnasium.vector.VectorEnv, network: NetworkSettings
         gae_lambda=training.gae_lambda,
         ent_coef=training.entropy,
         target_kl=training.target_kl,
-        policy_kwargs={"network_settings": network},
+        policy_kwargs={"network_settings": network, "critic_rate": training.critic_rate},
         seed=training.seed,
         device="cpu",
     )
@@ -197,6 +198,7 @@ def _keep(run: Run, learner: Any, final: bool = False) -> None:
         "seconds": round(run.seconds, 1),
         "id": run.id,
         "warm_start": run.warm or None,
+        "critic_updates_left": run.critic_updates,
     }
     write_checkpoint(run.folder, learner.policy.network, learner.policy.optimizer, progress)
     write_curve(run.folder, run.curve)
@@ -206,7 +208,7 @@ def _keep(run: Run, learner: Any, final: bool = False) -> None:
         draw_curve(run.curve, run.folder / "curve.png", f"PPO on {run.id}")
 
 
-class _Watch(BaseCallback):  # type: ignore[misc]
+class _Watch(BaseCallback):
     """Collects episodes, sets the schedules, keeps checkpoints, and stops when the time is over."""
 
     def __init__(self, run: Run, bar: Bar) -> None:
@@ -223,7 +225,9 @@ class _Watch(BaseCallback):  # type: ignore[misc]
     def _on_step(self) -> bool:
         for info in self.locals["infos"]:
             if info:
-                self._episodes.append({"return": info["episode"]["r"], "length": info["episode"]["l"], **info["metrics"]})
+                self._episodes.append(
+                    {"return": info["episode"]["r"], "length": info["episode"]["l"], **info["metrics"]}
+                )
         return self._run.done(self.num_timesteps) < 1.0
 
     def _on_rollout_end(self) -> None:
@@ -250,7 +254,9 @@ class _Watch(BaseCallback):  # type: ignore[misc]
         names = ("return", "length", "targets_served", "success", "useful_share", "seconds", "pointing_error_pm")
         point = {"steps": float(self.num_timesteps), "minutes": self._run.seconds / 60.0}
         for name in names:
-            values = [episode[name] for episode in self._episodes if episode.get(name, float("nan")) == episode.get(name)]
+            values = [
+                episode[name] for episode in self._episodes if episode.get(name, float("nan")) == episode.get(name)
+            ]
             if values:
                 point[name] = sum(values) / len(values)
         return point

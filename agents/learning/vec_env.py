@@ -12,24 +12,21 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from agents.learning.extra import VecEnv
 from agents.policy import Array, as_array
-from stem_gym.core.errors import CapabilityError, missing_extra
-
-try:
-    from stable_baselines3.common.vec_env import VecEnv
-except ImportError as error:  # pragma: no cover – shown by the test that blocks the import
-    raise missing_extra("Training with Stable-Baselines3", "agents") from error
+from stem_gym.core.errors import CapabilityError
 
 ValueOf = Callable[[Any], Array]
 
 
-class VectorAdapter(VecEnv):  # type: ignore[misc]
-    """Rows of a VectorEnv with SAME_STEP autoreset. Set `value_of` and `gamma` before rollouts, if rows can be truncated."""
+class VectorAdapter(VecEnv):
+    """Rows of a VectorEnv with SAME_STEP autoreset. Where rows can be truncated, `value_of` and `gamma` are needed."""
 
     def __init__(self, env: VectorEnv, value_of: ValueOf | None = None, gamma: float = 1.0) -> None:
         if env.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
             raise CapabilityError(
-                f"Stable-Baselines3 needs a vector env with autoreset SAME_STEP; given {env.metadata.get('autoreset_mode')}."
+                "Stable-Baselines3 needs a vector env with autoreset SAME_STEP; "
+                f"given {env.metadata.get('autoreset_mode')}."
             )
         self.env, self.value_of, self.gamma = env, value_of, gamma
         self._actions: Any = None
@@ -65,7 +62,7 @@ class VectorAdapter(VecEnv):  # type: ignore[misc]
             final = _arrays(info["final_obs"])
             rewards = rewards + self._bootstrap(final, cut & ~ended)
             for row in np.flatnonzero(done):
-                infos[row] = self._episode(row, final, info.get("final_info", {}))
+                infos[row] = self._episode(int(row), final, info.get("final_info", {}))
             self._return[done], self._length[done] = 0.0, 0
         return _arrays(observation), rewards, done, infos
 
@@ -98,10 +95,14 @@ class VectorAdapter(VecEnv):  # type: ignore[misc]
         return [getattr(self.env, attr_name)] * len(self._rows(indices))
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        raise CapabilityError("The rows of a batch are not objects of their own: attributes can not be set on some of them.")
+        raise CapabilityError(
+            "The rows of a batch are not objects of their own: attributes can not be set on some of them."
+        )
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        raise CapabilityError("The rows of a batch are not objects of their own: methods can not be called on some of them.")
+        raise CapabilityError(
+            "The rows of a batch are not objects of their own: methods can not be called on some of them."
+        )
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: Any = None) -> list[bool]:
         return [False] * len(self._rows(indices))
