@@ -260,12 +260,12 @@ class _Writer:
         self._count = 0
         try:
             self._file = h5py.File(path, "x", libver=_LIBVER)
-        except OSError as error:
+            self._file.attrs.update(attributes)
+            self._file.create_group("records", track_order=True)
+            self._file.flush()
+        except (OSError, RuntimeError, ValueError) as error:
             raise RecordError(f"The recording {path} can not be made: {error}.") from error
-        self._file.attrs.update(attributes)
         self._last_hash = _root_hash(dict(self._file.attrs))
-        self._file.create_group("records", track_order=True)
-        self._file.flush()
 
     def append(self, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         text = json.dumps(record, sort_keys=True)

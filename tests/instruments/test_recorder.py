@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from stem_gym.core.conformance import check_instrument
 from stem_gym.core.errors import InstructionError, InstrumentError, RecordError
 from stem_gym.core.instructions import FULL_FRAME, Dwell, Instruction, Park, Read, Reading, Scan, no_dose, verb
 from stem_gym.core.instrument import Capabilities, Instrument, Limits, check_instruction
 from stem_gym.core.streams import Streams
+from stem_gym.instruments import simulated
 from stem_gym.instruments.recorder import Provenance, Recorder, read_recording
 
 
@@ -239,6 +241,31 @@ def test_a_failing_disk_makes_the_instrument_safe(tmp_path, monkeypatch):
     with pytest.raises(RecordError, match="no space left"):
         recorder.execute(dwell(1.0))
     assert bench.aborted == 1
+
+
+SIMULATED = {
+    "specimen": {"kind": "graphene", "cell_ang": 12.0},
+    "fov_ang": 10.0,
+    "drift": {"speed_ang_per_s": 0.3, "diffusion_ang2_per_s": 0.01},
+}
+
+
+def test_a_recorded_instrument_keeps_every_rule_for_instruments(tmp_path):
+    check_instrument(Recorder(simulated.make(SIMULATED, 3, torch.device("cpu")), tmp_path))
+
+
+def test_recording_changes_nothing_of_what_is_recorded(tmp_path):
+    seen = []
+    for wrap in (lambda bare: bare, lambda bare: Recorder(bare, tmp_path)):
+        instrument = wrap(simulated.make(SIMULATED, 2, torch.device("cpu")))
+        rows = torch.arange(2)
+        streams = Streams([3, 4])
+        streams.next_episode(rows)
+        instrument.reset(streams, rows)
+        readings = [instrument.execute(scan(rows)) for _ in range(3)]
+        seen.append(torch.stack([reading.data["images"] for reading in readings]))
+        instrument.close()
+    assert torch.equal(*seen)
 
 
 ENDLESS = """
