@@ -207,6 +207,70 @@ def test_an_instrument_without_a_verb_is_refused_by_name():
         BatchEnv(batch.task, lame, batch.budget)
 
 
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A saved policy of the default environment: a network that has learned nothing, which is beside the point here."""
+    import agents
+
+    env = gymnasium.make(ID, disable_env_checker=True)
+    try:
+        return agents.make("ppo", env, weights="fresh").save(tmp_path / "saved")
+    finally:
+        env.close()
+
+
+def test_a_policy_for_another_environment_is_refused_and_both_are_named(capsys, saved):
+    other = "stem_gym/AtomTargeting-mos2-v0"
+    code, _, err = run(capsys, "deploy", saved, other)
+    assert code == cli.BAD_INPUT
+    assert f"was made for {ID}" in in_one_line(err) and other in err
+    code, _, err = run(capsys, "deploy", saved, ID, "--set", "task.radius_ang=0.4")
+    assert code == cli.BAD_INPUT and "made for the task with hash" in in_one_line(err)
+
+
+def _cut(folder: Path) -> None:
+    path = folder / "policy.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _other_arrays(folder: Path) -> None:
+    (folder / "policy.safetensors").write_bytes(b"PK not a tensor in sight")
+
+
+def _cut_contract(folder: Path) -> None:
+    path = folder / "policy.json"
+    path.write_text(path.read_text()[:200])
+
+
+def _other_contract(folder: Path) -> None:
+    (folder / "policy.json").write_text('{"format": "somebody else\'s 3"}')
+
+
+def _pickle(folder: Path) -> None:
+    """What a pickle would do when it is opened; here it is only bytes."""
+    (folder / "policy.json").write_bytes(b"\x80\x04cos\nsystem\n(S'touch ran'\ntR.")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_cut, "truncated or belongs to another policy"),
+        (_other_arrays, "truncated or belongs to another policy"),
+        (_cut_contract, "damaged or no policy's contract"),
+        (_other_contract, "no policy's contract: its format is"),
+        (_pickle, "damaged or no policy's contract"),
+    ],
+    ids=["cut", "other arrays", "cut contract", "other contract", "pickle"],
+)
+def test_a_damaged_or_foreign_policy_is_refused_by_name(capsys, saved, damage, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    damage(saved)
+    code, _, err = run(capsys, "deploy", saved, ID)
+    assert code == cli.BAD_INPUT
+    assert message in in_one_line(err) and "saved" in err and "Traceback" not in err
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_foreign_package_of_the_same_name_is_told_apart(tmp_path):
     """Another public distribution installs a top-level package `agents`."""
     (tmp_path / "agents").mkdir()
