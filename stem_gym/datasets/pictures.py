@@ -151,7 +151,7 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
             found = {name: data[name] for name in data.files}
     except Exception as error:  # numpy and zipfile raise many kinds
         raise _damaged(path, error) from error

@@ -27,8 +27,8 @@ _LIMITS = (
     "Thin specimens only: single sheets, dichalcogenides of three planes, one layer of adatoms 3 Å above a sheet, and "
     "metal clusters up to three layers high. Heights are not an input.",
     "The detector is fixed; another annulus needs another training run.",
-    "The reference places atoms exactly in abTEM. abTEM's default projection collects 12 to 18 % less from a carbon atom "
-    "at 60 keV on pixels of 0.066 Å, 4 to 5 % less on 0.033 Å, and approaches the reference on ever finer pixels.",
+    "The reference places atoms exactly in abTEM. abTEM's default projection collects 12 to 18 % less from a carbon "
+    "atom at 60 keV on pixels of 0.066 Å, 4 to 5 % less on 0.033 Å, and approaches the reference on ever finer pixels.",
     "The standard deviation is about the reference, not about a real microscope.",
 )
 
@@ -208,7 +208,8 @@ def _markdown(card: ModelCard, rows: list[dict[str, Any]]) -> str:
     out.append(
         "R² is 1 − Σ(estimate − abTEM)² / Σ(abTEM − mean of its picture)² over eight settings of the optics "
         "(defocus −60 to 60 Å, 30 to 35 mrad, two aberrated). The worst picture is a single setting, usually one where "
-        "defocus has washed out the contrast. The noise is what the reference's finite number of phonon configurations takes from R².\n"
+        "defocus has washed out the contrast. The noise is what the reference's finite number of phonon configurations "
+        "takes from R².\n"
     )
     out += ["## Limits\n", *(f"* {limit}" for limit in card.limits), ""]
     return "\n".join(out)
