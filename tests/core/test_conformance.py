@@ -227,9 +227,9 @@ class Count(gymnasium.vector.VectorEnv[Any, Any, Any]):
 
     def step(self, actions: Any) -> Any:
         actions = np.asarray(actions)
-        if self.fault != "takes anything":
-            if actions.shape != (self.num_envs, 2) or not (np.abs(actions) <= 1.0).all():
-                raise ValueError("no such action")
+        usable = actions.shape == (self.num_envs, 2) and (np.abs(actions) <= 1.0).all()
+        if not usable and self.fault != "takes anything":
+            raise ValueError("no such action")
         resets = self.over if self.autoreset_mode is AutoresetMode.NEXT_STEP else np.zeros(self.num_envs, bool)
         neighbour = 1e-3 * self.num_envs if self.fault == "counts its neighbours" else 0.0
         self.at[~resets, 0] += 1.0 + np.abs(actions[:, 0])[~resets] + neighbour
