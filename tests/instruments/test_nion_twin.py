@@ -150,7 +150,7 @@ def test_a_recorded_episode_through_nion_comes_back(lively, tmp_path):
     recording = read_recording(path)
     assert recording.complete and [reading.verb for reading in recording.readings] == [r.verb for r in answered]
     assert torch.equal(recording.readings[0].data["images"], answered[0].data["images"])
-    assert "frame" in recording.readings[0].metadata  # Nion's own words
+    assert '"fov_nm": 2.4' in recording.readings[0].metadata["nion"]  # Nion's own words, verbatim
     moved = recording.records[10]  # after the reset and nine instructions
     stage = [moved.details[when]["stage_x_ang"][0] for when in ("before", "after")]
     assert moved.details["kind"] == "instruction" and stage == pytest.approx([0.0, 3.0])

@@ -349,6 +349,8 @@ REFUSED = {
     "empty region": scan((0.5, 0.5, 0.0, 0.0)),
     "pixels that are not square": scan(shape=(32, 64)),
     "unknown detector": Acquire(ROW, "eds", one(0.1)),
+    "image channel as a camera": Acquire(ROW, "haadf", one(0.1)),
+    "camera as an image channel": Scan(ROW, one(FOV_ANG), (8, 8), one(1e-6), torch.tensor([FULL_FRAME]), ("eels",)),
     "endless dwell": Dwell(ROW, one(1e6)),
     "a row that is not there": Blank(torch.tensor([1]), torch.tensor([True])),
     "a row named twice": Blank(torch.tensor([0, 0]), torch.tensor([True, True])),
@@ -498,7 +500,7 @@ def test_a_frame_comes_with_its_calibration_and_nions_own_words(nion):
     assert reading.data["images"].shape == (1, 1, 32, 64)
     assert float(reading.calibration["electrons_per_pixel"]) == pytest.approx(200 * 2e-6 * ELECTRONS_PER_PC)
     assert float(reading.electrons_per_ang2) == pytest.approx(float(reading.electrons) / (500 * 250))
-    assert "subscan_fractional_center" in reading.metadata["frame"]
+    assert "subscan_fractional_center" in reading.metadata["nion"]
     assert nion.truth() == {}
 
 

@@ -16,7 +16,7 @@ from stem_gym.core.config import Config, merge, parse
 from stem_gym.core.errors import CapabilityError
 from stem_gym.core.instrument import Capabilities, Instrument, Limits
 from stem_gym.instruments.adapters.nion.column import NionColumn
-from stem_gym.instruments.adapters.nion.instrument import NionInstrument
+from stem_gym.instruments.adapters.nion.instrument import CAMERA, NionInstrument
 from stem_gym.instruments.adapters.nion.session import NionSession, UsimDevices, require_nion
 
 _VERBS = frozenset({"Scan", "Park", "Dwell", "Blank", "MoveStage", "Set", "Read", "Wait"})
@@ -72,7 +72,7 @@ def make(settings: Mapping[str, Any], rows: int, device: torch.device) -> Instru
 def _usim(how: Settings) -> NionInstrument:
     session = NionSession(lambda: UsimDevices(how.sample_index))
     column = NionColumn(session.stem, how.settle_s, how.settle_limit_s)
-    detectors = frozenset({"haadf", "maadf", "eels"})
+    detectors = frozenset({"haadf", "maadf", CAMERA})
     known = Capabilities(_VERBS | {"Acquire"}, detectors, column.settable(), column.readable(), _LIMITS, rows=1)
     return NionInstrument(session, column, known)
 

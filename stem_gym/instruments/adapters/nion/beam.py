@@ -53,6 +53,7 @@ class BeamGate:
         """The beam is open inside. Raises InstrumentError where the exposure was aborted or hung."""
         why = f"The exposure hung: it did not end {GRACE_S:g} s after the {exposure_s:.3g} s that were asked"
         limit = threading.Timer(exposure_s + GRACE_S, self.abort, [why])
+        limit.daemon = True
         over = threading.Event()
         limit.start()
         try:

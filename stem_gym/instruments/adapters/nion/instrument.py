@@ -8,6 +8,7 @@ one exposure that begins after the probe arrived. The beam is open inside an exp
 from __future__ import annotations
 
 import copy
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -43,6 +44,7 @@ from stem_gym.instruments.adapters.nion.meter import LoadedSample, Sample
 from stem_gym.instruments.adapters.nion.session import NionSession
 from stem_gym.instruments.adapters.nion.trace import samples_until
 
+CAMERA = "eels"
 _SQUARE = 1e-4  # relative; Nion's scan generator knows the height of a frame and takes its width from the pixels
 _POINT = 1e-9  # side of a "frame" in which the probe stands still, as a fraction of the reference frame
 _TRACE_SAMPLES = 16  # of a dwell that asks for no trace
@@ -158,8 +160,8 @@ class NionInstrument(Instrument):
         if self._session.camera is not None:
             self._session.camera.acquire_sequence_cancel()
 
-    def _record(self, parameters: Any) -> np.ndarray:
-        """Record one frame with Nion's scan thread; (channels, H, W). Its time is checked against what was asked."""
+    def _record(self, parameters: Any) -> tuple[np.ndarray, Mapping[str, str]]:
+        """One frame of Nion's scan thread, (channels, H, W), and Nion's words on it. Raises InstrumentError if torn."""
         shape = tuple(parameters.subscan_pixel_size or parameters.pixel_size)
         wanted_s = parameters.pixel_time_us * 1e-6 * shape[0] * shape[1]
         with self._gate.open(wanted_s):
@@ -181,7 +183,7 @@ class NionInstrument(Instrument):
             raise InstrumentError(
                 f"Nion Swift returned a frame of shape {images.shape[1:]} for {shape}, or not finite."
             )
-        return images
+        return images, {"nion": json.dumps(frames[0].metadata, default=str)}
 
     def _recorded(self, parameters: Any) -> Any:
         scan = self._session.scan
@@ -197,6 +199,7 @@ class NionInstrument(Instrument):
         fov_ang, dwell_s = float(scan.fov_ang), float(scan.dwell_s)
         left, top, width, height = (float(part) for part in scan.region[0])
         _check_pixels(scan.shape, (width, height), (left, top))
+        channels = [self._channel_index(name) for name in scan.channels]
         full = (left, top, width, height) == FULL_FRAME
         size = scan.shape if full else (round(scan.shape[0] / height),) * 2
         parameters = self._refer_to(fov_ang, size, dwell_s)
@@ -204,8 +207,8 @@ class NionInstrument(Instrument):
             parameters.subscan_pixel_size = scan.shape
             parameters.subscan_fractional_size = (height, width)
             parameters.subscan_fractional_center = (top + 0.5 * height, left + 0.5 * width)
-        parameters.enabled_channel_indexes = [self._channel_index(name) for name in scan.channels]
-        images = self._record(parameters)
+        parameters.enabled_channel_indexes = channels
+        images, words = self._record(parameters)
         calibration = {
             "fov_ang": fov_ang,
             "region": scan.region[0],
@@ -213,9 +216,7 @@ class NionInstrument(Instrument):
             "electrons_per_pixel": electrons(self._column.read("current_pa"), dwell_s),
             **self._counts_calibration(),
         }
-        return Outcome(
-            {"images": images}, calibration, width * height * fov_ang**2, {"frame": str(parameters.as_dict())}
-        )
+        return Outcome({"images": images}, calibration, width * height * fov_ang**2, words)
 
     def _refer_to(self, fov_ang: float, size: tuple[int, int], dwell_s: float) -> Any:
         """Make a frame the one that places refer to, in Nion Swift too; gives a copy of its parameters."""
@@ -263,8 +264,10 @@ class NionInstrument(Instrument):
         sample_s = float(dwell.time_s) / samples
         block = dwell.stop.window_samples if dwell.stop else samples  # a rule can only stop it between two records
         trace: list[float] = []
+        words: Mapping[str, str] = {}
         while len(trace) < samples:
-            trace += self._stand(place, min(block, samples - len(trace)), sample_s)
+            counts, words = self._stand(place, min(block, samples - len(trace)), sample_s)
+            trace += counts
             if dwell.stop and samples_until(trace, dwell.stop) is not None:
                 break
         calibration = {
@@ -274,19 +277,24 @@ class NionInstrument(Instrument):
         }
         padded = trace + [math.nan] * (samples - len(trace))
         data = {"place": place} | ({"trace": padded} if dwell.trace else {})
-        return Outcome(data, calibration, self._probe_area_ang2)
+        return Outcome(data, calibration, self._probe_area_ang2, words)
 
-    def _stand(self, place: tuple[float, float], samples: int, sample_s: float) -> list[float]:
+    def _stand(
+        self, place: tuple[float, float], samples: int, sample_s: float
+    ) -> tuple[list[float], Mapping[str, str]]:
         parameters = copy.copy(self._reference)
         parameters.pixel_time_us = sample_s * 1e6 * self._meter.time_scale
         parameters.subscan_pixel_size = (samples, 1)
         parameters.subscan_fractional_size = (_POINT, _POINT)
         parameters.subscan_fractional_center = (place[1], place[0])
         parameters.enabled_channel_indexes = [self._channel_index("haadf")]
-        return [float(count) for count in self._record(parameters)[0, :, 0]]
+        images, words = self._record(parameters)
+        return [float(count) for count in images[0, :, 0]], words
 
     def _acquire(self, acquire: Acquire) -> Outcome:
         """One exposure, begun after the probe arrived: a camera left playing would hand out the old place's frame."""
+        if acquire.detector != CAMERA:
+            raise CapabilityError(f"Acquire takes the detector {CAMERA!r}; {acquire.detector!r} comes with a Scan.")
         self._parked_place("Acquire")
         camera, exposure_s = self._session.camera, float(acquire.exposure_s)
         parameters = camera.get_frame_parameters(0)
@@ -310,9 +318,8 @@ class NionInstrument(Instrument):
             "energy_per_channel_ev": energy.scale,
             "exposure_s": exposure_s,
         }
-        return Outcome(
-            {"spectrum": spectrum}, calibration, self._probe_area_ang2, {"camera": str(parameters.as_dict())}
-        )
+        words = {"nion": json.dumps(parameters.as_dict(), default=str)}
+        return Outcome({"spectrum": spectrum}, calibration, self._probe_area_ang2, words)
 
     def _blank(self, blank: Blank) -> Outcome:
         """Blank at once. Unblanking is granted by each exposure for itself, so here it changes nothing."""
