@@ -109,7 +109,6 @@ def _blur(image: Tensor, sigma_pixels: float) -> Tensor:
 def train(
     surrogate: ImagingSurrogate,
     examples: list[Example],
-    steps: int,
     generator: np.random.Generator,
     report: Callable[[int, float], None],
     settings: dict[str, Any],
@@ -118,6 +117,7 @@ def train(
 
     Its final weights are a running average over the last steps.
     """
+    steps = settings["steps"]
     network = surrogate.network.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings["rate"], weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings["rate"], total_steps=steps, pct_start=0.1)
@@ -157,54 +157,68 @@ def calibrate(surrogate: ImagingSurrogate, pictures: list[Picture]) -> list[floa
     return factors
 
 
-def main(arguments: list[str] | None = None) -> None:
+class Progress:
+    """Prints the running loss, the rate and the time left every so often."""
+
+    def __init__(self, steps: int, every: int = 50) -> None:
+        self.steps, self.every = steps, every
+        self.start, self.recent = time.monotonic(), 0.0
+
+    def __call__(self, step: int, value: float) -> None:
+        self.recent = value if step == 0 else 0.98 * self.recent + 0.02 * value
+        done = step + 1
+        if done % self.every == 0 or done == self.steps:
+            rate = done / (time.monotonic() - self.start)
+            left_min = (self.steps - done) / rate / 60
+            line = f"step {done}/{self.steps}  loss {self.recent:.5f}  {rate:.1f} steps/s  {left_min:.1f} min left"
+            print(line, flush=True)
+
+
+def new_surrogate(width: int, seed: int, table: AtomTable, card: ModelCard) -> ImagingSurrogate:
+    """A surrogate with random first weights, which still says what the sum over atoms says."""
+    # Nothing else in the package draws from torch's global stream; its state is put back.
+    with torch.random.fork_rng():
+        torch.random.manual_seed(seed)
+        network = CorrectionNetwork(FEATURES, CONDITIONS, width)
+    settings: dict[str, Any] = {
+        "width": width,
+        "dilations": list(network.dilations),
+        "calibration_fwhm_ang": list(CALIBRATION_FWHM_ANG),
+        "calibration": [1.0] * len(CALIBRATION_FWHM_ANG),
+    }
+    return ImagingSurrogate(network, table, card, settings)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description="Train, calibrate and judge the imaging surrogate.")
+    shipped = Path(__file__).parent / "weights" / "imaging_haadf"
     parser.add_argument("--data", type=Path, required=True, help="folder of the reference set")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "weights" / "imaging_haadf", help="where to write"
-    )
+    parser.add_argument("--out", type=Path, default=shipped, help="where to write (default: the shipped weights)")
     parser.add_argument("--steps", type=int, default=3000, help="optimizer steps (default 3000)")
     parser.add_argument("--pictures", type=int, default=4, help="specimens in a step (default 4)")
-    parser.add_argument(
-        "--rows", type=int, default=4, help="settings of the optics of each specimen in a step (default 4)"
-    )
+    parser.add_argument("--rows", type=int, default=4, help="settings of the optics of each specimen (default 4)")
     parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate (default 3e-3)")
-    parser.add_argument("--width", type=int, default=16, help="channels of the network (default 16)")
+    parser.add_argument("--width", type=int, default=20, help="channels of the network (default 20)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first weights and of the order (default 0)")
+    parser.add_argument("--start", type=Path, help="go on from these weights instead of random ones")
     parser.add_argument("--bundle", type=Path, help="also write the held-out pictures into one small file")
-    given = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    given = parse(arguments)
     torch.set_num_threads(1)
     table = table_from_arrays(dict(np.load(given.data / "single_atoms.npz", allow_pickle=False)))
     trained, validation = load_set(given.data, "train"), load_set(given.data, "valid")
     examples = [Example.of(picture, table) for picture in trained.values()]
-    settings: dict[str, Any] = {
-        "width": given.width,
-        "dilations": [1, 2, 2, 1],
-        "calibration_fwhm_ang": list(CALIBRATION_FWHM_ANG),
-        "calibration": [1.0] * len(CALIBRATION_FWHM_ANG),
-    }
-    # The seed of the network's first weights; nothing else in the package draws from torch's global stream.
-    with torch.random.fork_rng():
-        torch.random.manual_seed(given.seed)
-        network = CorrectionNetwork(FEATURES, CONDITIONS, given.width)
     card = ModelCard("imaging_haadf", "", "", {}, {}, valid_range([*trained.values(), *validation.values()]))
-    surrogate = ImagingSurrogate(network, table, card, settings)
+    surrogate = new_surrogate(given.width, given.seed, table, card)
+    if given.start:
+        surrogate.network.load_state_dict(ImagingSurrogate.load(given.start).network.state_dict())
     print(f"{len(examples)} training and {len(validation)} validation specimens", flush=True)
-    start = time.monotonic()
-    recent = [0.0]
-
-    def report(step: int, value: float) -> None:
-        recent[0] = value if step == 0 else 0.98 * recent[0] + 0.02 * value
-        if step % 50 == 49 or step == given.steps - 1:
-            rate = (step + 1) / (time.monotonic() - start)
-            left_min = (given.steps - step - 1) / rate / 60
-            print(
-                f"step {step + 1}/{given.steps}  loss {recent[0]:.5f}  {rate:.1f} steps/s  {left_min:.1f} min left",
-                flush=True,
-            )
-
-    train(surrogate, examples, given.steps, np.random.default_rng(given.seed), report, vars(given))
-    settings["calibration"] = calibrate(surrogate, list(validation.values()))
+    train(surrogate, examples, np.random.default_rng(given.seed), Progress(given.steps), vars(given))
+    surrogate.settings["calibration"] = calibrate(surrogate, list(validation.values()))
     held_out = load_set(given.data, "held_out")
     if given.bundle:
         save_bundle(held_out, given.bundle)
@@ -212,7 +226,7 @@ def main(arguments: list[str] | None = None) -> None:
     card = write_card(given.out, card, describe_training(trained, validation, vars(given)), rows)
     tensors = {f"network.{name}": value for name, value in surrogate.network.state_dict().items()}
     tensors |= {f"table.{name}": value for name, value in vars(table).items()}
-    save_weights(given.out, tensors, card, settings)
+    save_weights(given.out, tensors, card, surrogate.settings)
     print(f"Wrote {given.out}.safetensors, .json and .md", flush=True)
 
 

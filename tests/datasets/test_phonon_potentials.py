@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-abtem = pytest.importorskip("abtem")
-ase = pytest.importorskip("ase")
-
 from stem_gym.datasets.phonon_potentials import exact_projection, interaction_parameter, phonon_potentials
 from stem_gym.datasets.reference_specimens import held_out_specimen
 from stem_gym.datasets.scattering_matrix import Beams, DetectorAnnulus, gram_matrix
 from stem_gym.datasets.single_atoms import cross_section_and_width
+from stem_gym.surrogates.imaging import ImagingSurrogate
+
+abtem = pytest.importorskip("abtem")
+ase = pytest.importorskip("ase")
 
 CELL_ANG = np.array([8.0, 8.0])
 
@@ -50,16 +51,16 @@ def test_displacements_come_in_opposite_pairs() -> None:
     again = phonon_potentials(specimen, 60.0, 4, 1)
     array = np.asarray(built.array)
     assert np.array_equal(array, np.asarray(again.array))
-    # The mean of a pair has no first-order displacement: it is much nearer to the mean of the other pair than single ones are.
+    # The mean of a pair has no first-order displacement: two such means differ much less than two configurations.
     pair = np.abs(array[0] + array[1] - array[2] - array[3]).mean() / 2
     single = np.abs(array[0] - array[2]).mean()
     assert pair < 0.6 * single
 
 
 def test_carbon_cross_section_of_the_shipped_table() -> None:
-    from stem_gym.surrogates.imaging import ImagingSurrogate
-
     table = ImagingSurrogate.load().table
     section, width2 = cross_section_and_width(6, 60.0)
-    assert float(table.cross_section_ang2[0, 5]) == pytest.approx(section, rel=0.005)  # the grid of the potential differs
+    assert float(table.cross_section_ang2[0, 5]) == pytest.approx(
+        section, rel=0.005
+    )  # the grid of the potential differs
     assert float(table.width2_ang2[0, 5]) == pytest.approx(width2, abs=5e-4)  # two steps of the search

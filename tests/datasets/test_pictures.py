@@ -64,7 +64,9 @@ def test_truncated_file_is_told(tmp_path: Path) -> None:
         load_picture(tmp_path / "one.npz")
 
 
-def test_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_killed_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     made: list[str] = []
 
     def make(job: abtem_images.Job) -> Picture:

@@ -16,7 +16,9 @@ def test_atoms_of_one_layer_keep_their_distance(kind: str) -> None:
     specimen = held_out_specimen(kind, np.random.default_rng(3))
     step = specimen.xy_ang[:, None] - specimen.xy_ang[None]
     step -= specimen.cell_ang * np.round(step / specimen.cell_ang)
-    apart = np.hypot(*np.moveaxis(step, -1, 0)) + 9 * np.eye(len(step)) + 9 * (specimen.layer[:, None] != specimen.layer)
+    apart = (
+        np.hypot(*np.moveaxis(step, -1, 0)) + 9 * np.eye(len(step)) + 9 * (specimen.layer[:, None] != specimen.layer)
+    )
     assert apart.min() > 0.75  # 1.1 Å for adatoms, less the static displacements of up to 0.08 Å rms
 
 
@@ -24,7 +26,9 @@ def test_graphene_has_its_density() -> None:
     for seed in range(10):
         specimen = held_out_specimen("graphene", np.random.default_rng(seed))
         density = len(specimen.layer) / specimen.cell_ang.prod()
-        assert density == pytest.approx(2 / (2.46**2 * np.sqrt(3) / 2), rel=0.05)  # strained by up to 1.2 % along each axis
+        assert density == pytest.approx(
+            2 / (2.46**2 * np.sqrt(3) / 2), rel=0.05
+        )  # strained by up to 1.2 % along each axis
 
 
 def test_unseen_elements_are_never_trained_on() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-pytest.importorskip("abtem")
-
 from stem_gym.datasets.abtem_images import held_out_optics, reference_coefficients
 from stem_gym.datasets.direct_scan import abtem_scan, contracted_scan
 from stem_gym.datasets.pictures import Picture, Settings
 from stem_gym.datasets.reference_specimens import held_out_specimen
 from stem_gym.datasets.scattering_matrix import Aberrations, bloch_offsets, wavelength_ang
+
+pytest.importorskip("abtem")
 
 ABERRATED = 7  # number of the held-out setting with astigmatism and spherical aberration
 
@@ -22,8 +22,8 @@ def a_picture(kind: str, energy_kev: float) -> Picture:
     return Picture(kind, "held_out", specimen, Settings(energy_kev, 4, 3), optics, np.zeros(0))
 
 
-# One slice: only the rounding of single precision differs. Three slices: abTEM limits the band of the tiled cell's wave on a
-# finer reciprocal grid, which moves the limit by less than a pixel.
+# One slice: only the rounding of single precision differs. Three slices: abTEM limits the band of the tiled cell's wave
+# on a finer reciprocal grid, which moves the limit by less than a pixel.
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "tolerance"), [("graphene_silicon", 1e-5), ("mos2", 5e-4)])
 def test_contraction_equals_abtem_scan(kind: str, tolerance: float) -> None:
@@ -51,5 +51,7 @@ def test_image_is_real_and_its_mean_does_not_depend_on_focus() -> None:
     coefficients = reference_coefficients(picture.specimen, picture.settings, one).mean(axis=0)
     image = np.fft.ifft2(coefficients)
     assert np.abs(image.imag).max() < 1e-6 * image.real.max()
-    means = coefficients[:, 0, 0].real  # every electron lands somewhere, in focus or not; neighbours' interference is < 2 %
+    means = coefficients[
+        :, 0, 0
+    ].real  # every electron lands somewhere, in focus or not; neighbours' interference is < 2 %
     assert np.ptp(means) < 0.02 * means.mean()
