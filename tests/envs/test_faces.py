@@ -130,6 +130,39 @@ def test_episode_statistics_are_the_sums_of_what_the_caller_saw():
     assert info["episode_return"] == pytest.approx(total, abs=1e-5)
 
 
+def test_seconds_and_electrons_counted_by_hand():
+    """From the numbers of the YAML: the opening frame, then dwells of two seconds at 40 pA."""
+    opening_s = 64 * (64 * (2e-6 * 64e-6) ** 0.5 + 60e-6) + 0.05
+    per_second = 40e-12 / 1.602176634e-19
+    on_sample_s = 64 * 64 * (2e-6 * 64e-6) ** 0.5
+    dwell = np.array([-1.0, 0.9, 0.9, 0.0, 1.0], np.float32)
+    limits = {"seconds": opening_s + 2.5 * 2.0, "electrons": (on_sample_s + 2.5 * 2.0) * per_second}
+    for name, limit in limits.items():
+        env = make(budget={"steps": 99, "seconds": 1e6, "electrons": 1e15} | {name: limit})
+        _, info = env.reset(seed=1)
+        assert info["seconds"] == pytest.approx(opening_s, rel=1e-5)
+        assert info["electrons"] == pytest.approx(on_sample_s * per_second, rel=1e-5)
+        ends = []
+        for number in (1, 2, 3):
+            observation, _, terminated, truncated, info = env.step(dwell)
+            ends.append((terminated, truncated))
+            assert info["seconds"] == pytest.approx(opening_s + 2.0 * number, rel=1e-5)
+            assert info["electrons"] == pytest.approx((on_sample_s + 2.0 * number) * per_second, rel=1e-5)
+        assert ends == [(False, False), (False, False), (True, False)], name
+        assert (observation["budget"] == 0.0).sum() == 1
+
+
+def test_gymnasium_counts_the_same_episodes():
+    """Gymnasium's own statistics wrapper, in the mode that it is made for."""
+    env = make_vec(2, AutoresetMode.NEXT_STEP, budget={"steps": 3})
+    env = gymnasium.wrappers.vector.RecordEpisodeStatistics(env)
+    env.reset(seed=1)
+    for _ in range(3):
+        info = env.step(small_scans(2))[4]
+    assert info["episode"]["l"].tolist() == [3, 3]
+    assert info["episode"]["r"] == pytest.approx(info["episode_return"], abs=1e-5)
+
+
 def test_seeds_by_row_by_list_and_by_mask():
     env = make_vec(3)
     by_number, _ = env.reset(seed=5)
