@@ -58,7 +58,11 @@ def build(loaded: LoadedVariant, rows: int, device: str = "cpu", fused: bool | N
     instrument_kind, instrument_settings = _kind(variant.instrument, "instrument", loaded.source)
     adapter = instrument_settings.pop("adapter", instrument_kind)
     instrument = instruments.make(adapter, instrument_settings, rows, where)
-    return BatchEnv(task, instrument, variant.budget, rows >= FUSED_FROM_ROWS if fused is None else fused)
+    try:
+        return BatchEnv(task, instrument, variant.budget, rows >= FUSED_FROM_ROWS if fused is None else fused)
+    except BaseException:
+        instrument.close()  # a session with a real instrument must not outlive the env that was refused
+        raise
 
 
 def _device(name: str) -> torch.device:

@@ -30,21 +30,27 @@ from stem_gym.core.instructions import (
     Wait,
     no_dose,
 )
-from stem_gym.core.instrument import Capabilities, Instrument, Limits, check_instruction
+from stem_gym.core.instrument import Instrument, check_instruction
 from stem_gym.core.streams import Streams
 from stem_gym.core.units import ELECTRONS_PER_PC
 from stem_gym.simulator import dose, imaging, removal
 from stem_gym.simulator.detectors import detect, expected_electrons, line_jitter_ang
 from stem_gym.simulator.drift import DriftState, advance, frame_time_s, move_stage, start_drift
-from stem_gym.simulator.exposure import displacement_of_rows, drift_at, pixel_centres, samples_until, spread_over
-from stem_gym.simulator.microscope import Microscope
+from stem_gym.simulator.exposure import (
+    check_region,
+    displacement_of_rows,
+    drift_at,
+    pixel_centres,
+    samples_until,
+    spread_over,
+)
+from stem_gym.simulator.microscope import Microscope, capabilities
 from stem_gym.simulator.optics import Optics, probe_fwhm_ang, transfer_function
 from stem_gym.simulator.specimens import Specimen
 
 Config = Microscope
 PATH_SAMPLES = 16  # evenly spaced times of the last dwell at which truth tells where the beam was
 _FRAME_KNOTS = 8  # drift is drawn at so many times of a frame and is straight in between
-_READABLE = ("clock_s", "electrons", "fov_ang")
 
 
 @dataclass
@@ -84,7 +90,7 @@ class SimulatedMicroscope(Instrument):
         self.config = config
         self.rows = rows
         self.device = torch.device(device)
-        self.capabilities = _capabilities(config)
+        self.capabilities = capabilities()
         nominal = self._optics(torch.full((1,), config.probe.defocus_ang))
         self._probe_fwhm_ang = float(probe_fwhm_ang(nominal))
         largest = config.specimen.largest_cell_ang
@@ -219,7 +225,7 @@ class SimulatedMicroscope(Instrument):
 
     def _scan(self, scan: Scan) -> Reading:
         config, state, rows = self.config, self._now, scan.rows
-        _check_region(scan.region)
+        check_region(scan.region)
         height, width = scan.shape
         seconds = frame_time_s(scan.shape, scan.dwell_s, config.detector.flyback_s) + config.overheads.scan_s
         knots, drift = self._advance(rows, (seconds / _FRAME_KNOTS).unsqueeze(1).expand(-1, _FRAME_KNOTS))
@@ -387,40 +393,6 @@ class SimulatedMicroscope(Instrument):
             "counts_per_electron": torch.full_like(like, detector.gain),
             "counts_offset": torch.full_like(like, detector.offset),
         }
-
-
-def _capabilities(config: Microscope) -> Capabilities:
-    shift = Limits(-1000.0, 1000.0)
-    settable = {
-        "current_pa": Limits(0.1, 1000.0),
-        "defocus_ang": Limits(-500.0, 500.0),
-        "beam_shift_x_ang": shift,
-        "beam_shift_y_ang": shift,
-    }
-    time = Limits(1e-6, 1000.0)
-    limits = {
-        "Scan.fov_ang": Limits(1.0, 1000.0),
-        "Scan.dwell_s": Limits(1e-8, 1.0),
-        "Scan.region": Limits(0.0, 1.0),
-        "Park.x": Limits(0.0, 1.0),
-        "Park.y": Limits(0.0, 1.0),
-        "Dwell.time_s": time,
-        "Wait.time_s": Limits(0.0, 1e5),
-        "MoveStage.dx_ang": Limits(-1e4, 1e4),
-        "MoveStage.dy_ang": Limits(-1e4, 1e4),
-    }
-    verbs = {"Scan", "Park", "Dwell", "MoveStage", "Set", "Blank", "Wait", "Read"}
-    readable = frozenset({*_READABLE, "blanked"})
-    return Capabilities(frozenset(verbs), frozenset({"haadf"}), settable, readable, limits, None, True)
-
-
-def _check_region(region: Tensor) -> None:
-    end = region[:, :2] + region[:, 2:]
-    if bool((region[:, 2:] <= 0.0).any() | (end > 1.0 + 1e-5).any()):
-        raise InstructionError(
-            "Scan.region is (left, top, width, height) in fractions of the frame, with positive size and inside it; "
-            f"given {region.tolist()[:4]}."
-        )
 
 
 def _learned_image(config: Microscope, device: torch.device) -> Callable[..., Tensor] | None:

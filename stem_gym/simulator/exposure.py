@@ -1,10 +1,11 @@
-"""Time inside one exposure: when each row of a frame is recorded, and when a dwell stops by itself."""
+"""Place and time of one exposure: the region it takes, when each row of a frame is recorded, and when a dwell stops by itself."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from stem_gym.core.errors import InstructionError
 from stem_gym.core.instructions import TraceRule
 from stem_gym.simulator.drift import DriftState
 
@@ -49,3 +50,13 @@ def drift_at(used: Tensor, knots: Tensor, before: DriftState, after: DriftState)
     place = torch.gather(knots, 1, used[:, None, None].expand(-1, 1, 2)).squeeze(1)
     velocity = before.velocity_ang_per_s + share * (after.velocity_ang_per_s - before.velocity_ang_per_s)
     return DriftState(place + creep, velocity, creep, after.distortion)
+
+
+def check_region(region: Tensor) -> None:
+    """Refuse regions (n, 4) that are empty or reach beyond the frame. Raises InstructionError."""
+    end = region[:, :2] + region[:, 2:]
+    if bool((region[:, 2:] <= 0.0).any() | (end > 1.0 + 1e-5).any()):
+        raise InstructionError(
+            "Scan.region is (left, top, width, height) in fractions of the frame, with positive size and inside it; "
+            f"given {region.tolist()[:4]}."
+        )

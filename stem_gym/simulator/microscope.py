@@ -1,4 +1,4 @@
-"""The settings of a simulated microscope: specimen, illumination, drift, detector, costs."""
+"""The settings of a simulated microscope (specimen, illumination, drift, detector, costs), and what it can do."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from stem_gym.core.config import Config
+from stem_gym.core.instrument import Capabilities, Limits
 from stem_gym.simulator.detectors import DetectorModel
 from stem_gym.simulator.drift import DriftModel
 from stem_gym.simulator.removal import RemovalModel
@@ -76,3 +77,29 @@ class Microscope(Config):
     """pixel of the dose map"""
     surrogate: bool = False
     """whether the learned imaging surrogate corrects the expected images"""
+
+
+def capabilities() -> Capabilities:
+    """What the simulated column can do, and between which limits."""
+    shift = Limits(-1000.0, 1000.0)
+    settable = {
+        "current_pa": Limits(0.1, 1000.0),
+        "defocus_ang": Limits(-500.0, 500.0),
+        "beam_shift_x_ang": shift,
+        "beam_shift_y_ang": shift,
+    }
+    time = Limits(1e-6, 1000.0)
+    limits = {
+        "Scan.fov_ang": Limits(1.0, 1000.0),
+        "Scan.dwell_s": Limits(1e-8, 1.0),
+        "Scan.region": Limits(0.0, 1.0),
+        "Park.x": Limits(0.0, 1.0),
+        "Park.y": Limits(0.0, 1.0),
+        "Dwell.time_s": time,
+        "Wait.time_s": Limits(0.0, 1e5),
+        "MoveStage.dx_ang": Limits(-1e4, 1e4),
+        "MoveStage.dy_ang": Limits(-1e4, 1e4),
+    }
+    verbs = {"Scan", "Park", "Dwell", "MoveStage", "Set", "Blank", "Wait", "Read"}
+    readable = frozenset({"clock_s", "electrons", "fov_ang", "blanked"})
+    return Capabilities(frozenset(verbs), frozenset({"haadf"}), settable, readable, limits, None, True)

@@ -1,6 +1,6 @@
 """Atom targeting: find the atoms of one kind and hold the probe on them through drift, at low dose.
 
-Longer than most files here, because a task is one file: its settings, its state, its manual and its rules.
+This file is longer than 400 lines because a task is one file: its settings, its state, its manual and its rules.
 """
 
 from __future__ import annotations

@@ -1,0 +1,259 @@
+"""Steps per second and core of the environments, beside environments that people know.
+
+    python benchmarks/throughput.py                    # minutes; stores results/throughput.json
+    python benchmarks/throughput.py --quick --out /tmp # seconds
+
+Times are CPU seconds of this process (one thread), so that other programs on the machine count less; on a GPU they are
+wall seconds between synchronisations. Random actions; half of them scan a 64×64 frame, half dwell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import gymnasium
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import stem_gym
+from stem_gym.instruments import simulated
+from stem_gym.simulator import imaging
+
+ENV_ID = "stem_gym/AtomTargeting-v0"
+ATARI_ROWS = 64
+WARM_UP = 5
+
+
+def main() -> None:
+    """Measure, print, store."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rows", type=int, nargs="*", default=[1, 16, 256, 1024], help="batch sizes")
+    parser.add_argument("--seconds", type=float, default=15.0, help="time for each figure")
+    parser.add_argument(
+        "--memory-steps", type=int, default=100_000, help="environment steps over which memory is watched"
+    )
+    parser.add_argument("--quick", action="store_true", help="small batches, two seconds a figure")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the JSON file")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.rows, arguments.seconds, arguments.memory_steps = [1, 64], 2.0, 2_000
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {
+        "id": ENV_ID,
+        "versions": {"stem_gym": stem_gym.__version__, "torch": torch.__version__, "gymnasium": gymnasium.__version__},
+        "machine": machine(),
+        "ours": [ours(rows, arguments.seconds, "cpu") for rows in arguments.rows],
+        "others": others(arguments.seconds),
+        "memory": memory(arguments.memory_steps),
+    }
+    if torch.cuda.is_available():
+        results["gpu"] = [ours(rows, arguments.seconds, "cuda") for rows in (256, 4096)]
+    report(results)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / ("throughput-quick.json" if arguments.quick else "throughput.json")
+    path.write_text(json.dumps(results, indent=2) + "\n")
+    Console().print(f"\nStored {path}")
+
+
+def machine() -> dict[str, str]:
+    """What the figures were measured on."""
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {"cpu": cpu, "cores": str(os.cpu_count()), "gpu": gpu, "python": platform.python_version()}
+
+
+def ours(rows: int, seconds: float, device: str) -> dict[str, Any]:
+    """Steps per second of our environment, and what the time went into."""
+    clock = _clock(device)
+    if rows == 1:
+        env: Any = gymnasium.make(ENV_ID, device=device)
+        actions: Any = [env.action_space.sample() for _ in range(64)]
+        env.reset(seed=0)
+
+        def step(action: Any) -> None:
+            if env.step(action)[2]:
+                env.reset()
+    else:
+        env = gymnasium.make_vec(ENV_ID, num_envs=rows, device=device)
+        rng = np.random.default_rng(0)
+        actions = [rng.uniform(-1.0, 1.0, (rows, 5)).astype(np.float32) for _ in range(16)]
+        env.reset(seed=0)
+        step = env.step
+    for action in actions[:WARM_UP]:  # compiles the noise
+        step(action)
+    shares: dict[str, float] = {}
+    rate = rows * _rate(step, actions, seconds, clock)
+    with _timed(shares, clock):
+        started = clock()
+        count = _repeat(step, actions, min(seconds, 5.0), clock)
+        total = clock() - started
+    env.close()
+    parts = {name: spent / total for name, spent in shares.items()}
+    parts["bookkeeping"] = 1.0 - sum(parts.values())
+    return {"rows": rows, "device": device, "steps_per_s": rate, "share_of_time": parts, "timed_calls": count}
+
+
+@contextlib.contextmanager
+def _timed(shares: dict[str, float], clock: Callable[[], float]) -> Iterator[None]:
+    """Add up the time in noise, rendering of expected images, and resets."""
+    microscope = simulated.SimulatedMicroscope
+    places = [
+        ("noise", simulated, "detect"),
+        ("rendering", imaging, "scan_image"),
+        ("rendering", imaging, "probe_signal"),
+        ("drift", simulated, "advance"),
+        ("resets", microscope, "reset"),
+    ]
+    originals = [(owner, name, getattr(owner, name)) for _, owner, name in places]
+
+    def watch(label: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = clock()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                shares[label] = shares.get(label, 0.0) + clock() - start
+
+        return timed
+
+    try:
+        for label, owner, name in places:
+            setattr(owner, name, watch(label, getattr(owner, name)))
+        yield
+    finally:
+        for owner, name, function in originals:
+            setattr(owner, name, function)
+
+
+def others(seconds: float) -> list[dict[str, Any]]:
+    """Image environments that people know, where they are installed."""
+    found = []
+    if importlib.util.find_spec("ale_py"):
+        found.append(
+            {
+                "name": f"ale-py AtariVectorEnv Pong, 84×84×4, {ATARI_ROWS} envs, 1 thread",
+                "steps_per_s": _atari(seconds),
+            }
+        )
+    if importlib.util.find_spec("minigrid"):
+        found.append({"name": "MiniGrid Empty-8x8, RGB partial view", "steps_per_s": _minigrid(seconds)})
+    return found
+
+
+def _atari(seconds: float) -> float:
+    from ale_py.vector_env import AtariVectorEnv
+
+    env = AtariVectorEnv("pong", num_envs=ATARI_ROWS, num_threads=1, img_height=84, img_width=84, stack_num=4)
+    env.reset(seed=0)
+    rng = np.random.default_rng(0)
+    actions = [rng.integers(0, 6, ATARI_ROWS) for _ in range(16)]
+    rate = ATARI_ROWS * _rate(env.step, actions, seconds, time.process_time)
+    env.close()
+    return rate
+
+
+def _minigrid(seconds: float) -> float:
+    import minigrid  # noqa: F401 – registers its ids
+    from minigrid.wrappers import RGBImgPartialObsWrapper
+
+    env = RGBImgPartialObsWrapper(gymnasium.make("MiniGrid-Empty-8x8-v0"))
+    env.reset(seed=0)
+
+    def step(action: int) -> None:
+        _, _, terminated, truncated, _ = env.step(action)
+        if terminated or truncated:
+            env.reset()
+
+    rate = _rate(step, [0, 1, 2, 2], seconds, time.process_time)
+    env.close()
+    return rate
+
+
+def memory(steps: int) -> dict[str, float]:
+    """Largest resident memory after a tenth of the steps and after all of them, in MiB."""
+    rows = 64
+    env = gymnasium.make_vec(ENV_ID, num_envs=rows)
+    rng = np.random.default_rng(1)
+    actions = [rng.uniform(-1.0, 1.0, (rows, 5)).astype(np.float32) for _ in range(16)]
+    env.reset(seed=0)
+    early = 0.0
+    calls = max(10, steps // rows)
+    for call in range(calls):
+        env.step(actions[call % len(actions)])
+        if call == calls // 10:
+            early = _peak_mib()
+    env.close()
+    return {"steps": float(calls * rows), "after_a_tenth_mib": early, "at_the_end_mib": _peak_mib()}
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
+
+
+def _clock(device: str) -> Callable[[], float]:
+    if device == "cpu":
+        return time.process_time
+
+    def synchronised() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return synchronised
+
+
+def _repeat(step: Callable[[Any], Any], actions: list[Any], seconds: float, clock: Callable[[], float]) -> int:
+    end, count = clock() + seconds, 0
+    while clock() < end:
+        step(actions[count % len(actions)])
+        count += 1
+    return count
+
+
+def _rate(step: Callable[[Any], Any], actions: list[Any], seconds: float, clock: Callable[[], float]) -> float:
+    """Calls per second."""
+    start = clock()
+    count = _repeat(step, actions, seconds, clock)
+    return count / (clock() - start)
+
+
+def report(results: dict[str, Any]) -> None:
+    """The figures as tables."""
+    console = Console()
+    best = max(entry["steps_per_s"] for entry in results["ours"])
+    table = Table(
+        "rows", "device", "steps/s", "share of time", title=f"{ENV_ID}, one core of {results['machine']['cpu']}"
+    )
+    for entry in results["ours"] + results.get("gpu", []):
+        parts = ", ".join(f"{name} {share:.0%}" for name, share in entry["share_of_time"].items())
+        table.add_row(str(entry["rows"]), entry["device"], f"{entry['steps_per_s']:,.0f}", parts)
+    console.print(table)
+    table = Table("beside it", "steps/s", "ours, best batch / this")
+    for entry in results["others"]:
+        table.add_row(entry["name"], f"{entry['steps_per_s']:,.0f}", f"{best / entry['steps_per_s']:.1f}")
+    console.print(table)
+    kept = results["memory"]
+    console.print(
+        f"Peak memory after {kept['steps'] / 10:,.0f} steps {kept['after_a_tenth_mib']:,.0f} MiB, "
+        f"after {kept['steps']:,.0f} steps {kept['at_the_end_mib']:,.0f} MiB"
+    )
+
+
+if __name__ == "__main__":
+    main()
