@@ -98,7 +98,7 @@ class SimulatedMicroscope(Instrument):
         self._bins = max(1, round(max(largest) / config.dose_pixel_ang))
         self._learned_image = _learned_image(config, self.device)
         self._state: _Rows | None = None
-        self._streams: Streams | None = None
+        self._streams = Streams([0] * rows, self.device)  # until the first reset hands in the caller's
         self._handlers: dict[type[Instruction], Any] = {
             Scan: self._scan,
             Park: self._park,
@@ -166,12 +166,6 @@ class SimulatedMicroscope(Instrument):
             raise InstructionError("The microscope was not reset yet; call reset(streams, rows) first.")
         return self._state
 
-    @property
-    def _draws(self) -> Streams:
-        if self._streams is None:
-            raise InstructionError("The microscope was not reset yet; call reset(streams, rows) first.")
-        return self._streams
-
     def _optics(self, defocus_ang: Tensor) -> Optics:
         settings = self.config.probe.model_dump(exclude={"defocus_ang", "defocus_sd_ang"})
         return Optics.of(len(defocus_ang), device=defocus_ang.device, defocus_ang=defocus_ang, **settings)
@@ -220,7 +214,7 @@ class SimulatedMicroscope(Instrument):
     def _advance(self, rows: Tensor, dt_s: Tensor) -> tuple[Tensor, DriftState]:
         """Displacements (n, J + 1, 2), the present one first, over steps dt_s (n, J), and the drift after."""
         before = take_rows(self._now.drift, rows)
-        path, after = advance(self.config.drift, before, dt_s, self._draws, rows)
+        path, after = advance(self.config.drift, before, dt_s, self._streams, rows)
         return torch.cat((before.offset_ang.unsqueeze(1), path), dim=1), after
 
     def _scan(self, scan: Scan) -> Reading:
@@ -237,12 +231,12 @@ class SimulatedMicroscope(Instrument):
         shift = state.beam_shift_ang[rows].unsqueeze(1) - displacement_of_rows(knots, height)  # (n, H, 2)
         shift = shift + torch.stack((skew[:, 0, 1:] * y, torch.zeros_like(y)), dim=-1)
         if config.detector.line_jitter_ang > 0.0:
-            shift = shift + line_jitter_ang(self._draws, rows, height, config.detector)
+            shift = shift + line_jitter_ang(self._streams, rows, height, config.detector)
         x, y = skew[:, 0, :1] * x, skew[:, 1, 1:] * y
         cell, current = state.specimen.cell_ang[rows], state.current_pa[rows]
         fraction = imaging.scan_image(state.series[rows], cell, x, y, shift) + self._haze(rows)[:, None, None]
         mean = expected_electrons(fraction, current, scan.dwell_s, config.detector)
-        counts = detect(mean, self._draws, rows, config.detector)
+        counts = detect(mean, self._streams, rows, config.detector)
         electrons = current * scan.dwell_s * (height * width * ELECTRONS_PER_PC)
         state.fov_ang[rows] = scan.fov_ang
         true_x, true_y = x + shift[:, :, 0].mean(1, keepdim=True), y + shift[:, :, 1]
@@ -279,7 +273,7 @@ class SimulatedMicroscope(Instrument):
         cell, current = state.specimen.cell_ang[rows], state.current_pa[rows]
         fraction = imaging.probe_signal(state.series[rows], cell, path) + self._haze(rows).unsqueeze(1)
         counts = detect(
-            expected_electrons(fraction, current, sample_s, config.detector), self._draws, rows, config.detector
+            expected_electrons(fraction, current, sample_s, config.detector), self._streams, rows, config.detector
         )
         used = torch.full_like(rows, samples)
         if dwell.stop is not None:
@@ -374,7 +368,7 @@ class SimulatedMicroscope(Instrument):
         state = self._now
         specimen, fragile = take_rows(state.specimen, rows), take_rows(state.fragile, rows)
         there = fragile.there & specimen.present.gather(1, fragile.site)
-        lost = there & removal.lost_atoms(model, dose_e_per_ang2, self._draws, rows)
+        lost = there & removal.lost_atoms(model, dose_e_per_ang2, self._streams, rows)
         energy = torch.full((len(rows),), self.config.probe.energy_kev, device=self.device)
         detector = self.config.detector
         weights = imaging.atom_weights_ang2(specimen, energy, detector.inner_mrad, detector.outer_mrad)

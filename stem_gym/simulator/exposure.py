@@ -1,4 +1,4 @@
-"""Place and time of one exposure: the region it takes, when each row of a frame is recorded, and when a dwell stops by itself."""
+"""One exposure: the region it takes, when each row of a frame is recorded, and when a dwell stops by itself."""
 
 from __future__ import annotations
 
