@@ -68,6 +68,12 @@ def test_the_table_names_every_id_with_its_sentence():
     assert rows == environments() and rows.keys() == variant_files().keys()
 
 
+def test_the_figures_are_those_that_the_benchmarks_stored():
+    from benchmarks import readme
+
+    assert readme.with_results(README, readme.results()) == README, "run: python benchmarks/readme.py"
+
+
 def test_links_and_paths_lead_somewhere():
     for target in re.findall(r"\]\((?!http)([^)#]+)", README):
         assert (REPO / target).exists(), target

@@ -1,0 +1,111 @@
+"""Puts the stored figures of the benchmarks into the README, between its two result marks.
+
+    python benchmarks/leaderboard.py && python benchmarks/throughput.py && python benchmarks/fidelity.py
+    python benchmarks/readme.py
+
+What the README says was therefore printed and stored by a command; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.leaderboard import markdown
+
+HERE = Path(__file__).resolve().parent
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- results -->\n", "<!-- end -->"
+
+
+def main() -> None:
+    """Write the README."""
+    text = README.read_text()
+    README.write_text(with_results(text, results()))
+    print(f"{README}: {', '.join(sorted(results())) or 'no stored results'}")
+
+
+def results() -> dict[str, Any]:
+    """Stored results by benchmark."""
+    return {
+        name: json.loads((HERE / "results" / f"{name}.json").read_text())
+        for name in _SECTIONS
+        if (HERE / "results" / f"{name}.json").exists()
+    }
+
+
+def with_results(text: str, stored: Mapping[str, Any]) -> str:
+    """The README's text with the sections of what is stored."""
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    sections = "\n\n".join(_SECTIONS[name](stored[name]) for name in _SECTIONS if name in stored)
+    return f"{before}{BEGIN}{sections}\n{END}{after}"
+
+
+def _leaderboard(stored: Mapping[str, Any]) -> str:
+    episodes = max(row["episodes"] for row in stored["summary"])
+    return (
+        f"Agents in the same {episodes} worlds of each id (`python benchmarks/leaderboard.py`; mean ± standard "
+        f"error; seconds are microscope time):\n\n{markdown(stored)}"
+    )
+
+
+def _throughput(stored: Mapping[str, Any]) -> str:
+    machine = stored["machine"]
+    lines = [
+        f"Speed on one core of {machine['cpu']} (`python benchmarks/throughput.py`; random actions, AtomTargeting-v0, "
+        "CPU time):",
+        "",
+        "| what | steps a second |",
+        "|---|---|",
+    ]
+    lines += [_speed_line(entry, "core") for entry in stored["ours"]]
+    lines += [_speed_line(entry, machine["gpu"]) for entry in stored.get("gpu", [])]
+    lines += [f"| {entry['name']} | {entry['steps_per_s']:,.0f} |" for entry in stored["others"]]
+    kept = stored["memory"]
+    lines += [
+        "",
+        f"Peak memory: {kept['after_a_tenth_mib']:,.0f} MiB after {kept['steps'] / 10:,.0f} steps, "
+        f"{kept['at_the_end_mib']:,.0f} MiB after {kept['steps']:,.0f}.",
+    ]
+    return "\n".join(lines)
+
+
+def _speed_line(entry: Mapping[str, Any], where: str) -> str:
+    parts = ", ".join(f"{name} {share:.0%}" for name, share in entry["share_of_time"].items() if share >= 0.005)
+    rows = f"{entry['rows']:,} row" + ("s" if entry["rows"] > 1 else "")
+    place = "" if where == "core" else f" on {where}"
+    return f"| **stem_gym**, {rows}{place} ({parts}) | {entry['steps_per_s']:,.0f} |"
+
+
+def _fidelity(stored: Mapping[str, Any]) -> str:
+    lines = [
+        "Expected images against abTEM multislice with frozen phonons, on specimens held out from training "
+        "(`python benchmarks/fidelity.py`):",
+        "",
+        "| held-out specimens | R² physics | R² sum over atoms | R² surrogate | inside the 90 % interval |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in stored["summary"].items():
+        figures = (row[f"r2_{model}"] for model in ("physics", "sum_over_atoms", "surrogate"))
+        lines.append(f"| {name} | {' | '.join(f'{r2:.5f}' for r2 in figures)} | {row['coverage_90']:.1%} |")
+    ratios = [entry["ratio"] for entry in stored["speed"] if "ratio" in entry]
+    if ratios:
+        lines += [
+            "",
+            f"The surrogate is {min(ratios):,.0f} to {max(ratios):,.0f} times faster than abTEM on the same pictures, "
+            "one core each.",
+        ]
+    return "\n".join(lines)
+
+
+_SECTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "leaderboard": _leaderboard,
+    "throughput": _throughput,
+    "fidelity": _fidelity,
+}
+
+if __name__ == "__main__":
+    main()
