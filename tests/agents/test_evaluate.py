@@ -105,7 +105,16 @@ def test_every_policy_meets_the_same_worlds():
 def test_figures_of_atom_targeting_are_complete():
     env = gymnasium.make_vec(ID, num_envs=2, autoreset_mode=AutoresetMode.DISABLED)
     (result,) = agents.evaluate(agents.make("lock_on", env), ID, 1, seed=1, env=env)
-    wanted = {"success", "return", "seconds", "electrons", "measurements", "thinking_s", "targets_served", "useful_share"}
+    wanted = {
+        "success",
+        "return",
+        "seconds",
+        "electrons",
+        "measurements",
+        "thinking_s",
+        "targets_served",
+        "useful_share",
+    }
     assert wanted <= result.keys() and all(math.isfinite(result[key]) for key in wanted)
     assert result["return"] == pytest.approx(result["episode_return"], abs=1e-4)  # our sum and the core's own
     env.close()

@@ -44,7 +44,9 @@ def test_a_loaded_policy_acts_like_the_saved_one(face, saved):
     loaded = agents.load(saved, face)
     np.testing.assert_array_equal(loaded.act(observe(face)), made.act(observe(face)))
     assert not np.array_equal(loaded.act(observe(face)), other.act(observe(face)))
-    np.testing.assert_array_equal(agents.make("ppo", face, weights=str(saved)).act(observe(face)), made.act(observe(face)))
+    np.testing.assert_array_equal(
+        agents.make("ppo", face, weights=str(saved)).act(observe(face)), made.act(observe(face))
+    )
 
 
 def test_the_contract_says_all_that_a_deployer_checks(face, saved):

@@ -46,7 +46,7 @@ def test_the_bootstrap_is_one_call_for_all_rows():
 
 
 def test_it_gives_what_the_learner_itself_would_add(monkeypatch):
-    """Stable-Baselines3's own loop, fed with TimeLimit.truncated, makes the same rewards; fed with ours, it adds nothing."""
+    """Stable-Baselines3's own loop over truncated rows makes the same rewards; fed with ours, it adds nothing."""
     adapter = VectorAdapter(ToyVectorEnv(4), value_of, GAMMA)
     *_, (_, rewards, dones, infos) = steps(adapter, TRUNCATED_AT)
     theirs = np.full(4, 0.5)
