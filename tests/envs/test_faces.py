@@ -130,6 +130,24 @@ def test_episode_statistics_are_the_sums_of_what_the_caller_saw():
     assert info["episode_return"] == pytest.approx(total, abs=1e-5)
 
 
+def test_what_is_handed_out_is_the_callers():
+    """Whoever overwrites an observation, an info or an action changes nothing inside."""
+    env, other = make_vec(2), make_vec(2)
+    env.action_space.seed(1)
+    told = env.reset(seed=1), other.reset(seed=1)
+    for _ in range(4):
+        action = env.action_space.sample()
+        for value in [*told[0][0].values(), *told[0][1].values()]:
+            value[...] = 1
+        spoilt = action.copy()
+        told = env.step(spoilt), other.step(action)
+        spoilt[...] = np.nan
+        assert all(np.array_equal(told[0][0][key], told[1][0][key]) for key in told[1][0])
+        assert np.array_equal(told[0][1], told[1][1])
+        assert all(np.array_equal(told[0][4][k], told[1][4][k], equal_nan=True) for k in told[1][4])
+        told = ((told[0][0], told[0][4]), None)
+
+
 def test_seconds_and_electrons_counted_by_hand():
     """From the numbers of the YAML: the opening frame, then dwells of two seconds at 40 pA."""
     opening_s = 64 * (64 * (2e-6 * 64e-6) ** 0.5 + 60e-6) + 0.05
