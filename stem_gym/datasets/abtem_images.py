@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from stem_gym.core.errors import RecordError
-from stem_gym.datasets.phonon_potentials import interaction_parameter, phonon_potentials
+from stem_gym.datasets.phonon_potentials import FINER, interaction_parameter, phonon_potentials
 from stem_gym.datasets.pictures import Picture, Settings, save_picture
 from stem_gym.datasets.reference_specimens import HELD_OUT, ReferenceSpecimen, held_out_specimen, training_specimen
 from stem_gym.datasets.scattering_matrix import (
@@ -83,16 +83,19 @@ def _dealt(settings: Settings, half: int, offset: int, offsets: int) -> np.ndarr
 
 
 def _transmission(phase: np.ndarray, cell_ang: np.ndarray) -> torch.Tensor:
-    """Transmission functions (configurations, slices, nx, ny).
+    """Transmission functions (configurations, slices, nx, ny) from phases on the finer grid.
 
-    Band-limited as in abTEM where a wave goes on to a next slice.
+    Only the low frequencies are kept; band-limited as in abTEM where a wave goes on to a next slice.
     """
-    transmission = torch.from_numpy(np.exp(1j * phase).astype(np.complex64))
-    if transmission.shape[1] == 1:
-        return transmission
-    k = [np.fft.fftfreq(n, side / n) for n, side in zip(transmission.shape[2:], cell_ang, strict=True)]
-    kept = torch.from_numpy(band_limit(k, cell_ang))
-    return torch.fft.ifft2(torch.fft.fft2(transmission) * kept)
+    nx, ny = (n // FINER for n in phase.shape[2:])
+    k = [np.fft.fftfreq(n, side / n) for n, side in zip((nx, ny), cell_ang, strict=True)]
+    kept = torch.from_numpy(band_limit(k, cell_ang) | (phase.shape[1] == 1))
+    rows, columns = (torch.from_numpy(np.round(np.fft.fftfreq(n) * n).astype(int) % (n * FINER)) for n in (nx, ny))
+    out = torch.empty(*phase.shape[:2], nx, ny, dtype=torch.complex64)
+    for number, one in enumerate(phase):
+        spectrum = torch.fft.fft2(torch.from_numpy(np.exp(1j * one).astype(np.complex64)))
+        out[number] = torch.fft.ifft2(spectrum[:, rows[:, None], columns] * kept) / FINER**2
+    return out
 
 
 def _shape(cell_ang: np.ndarray, convergence_mrad: float, energy_kev: float) -> tuple[int, int]:

@@ -12,10 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.fft import next_fast_len
 
 from stem_gym.datasets.abtem_images import ENERGIES_KEV
-from stem_gym.datasets.phonon_potentials import exact_projection, import_abtem, interaction_parameter
+from stem_gym.datasets.phonon_potentials import (
+    exact_projection,
+    import_abtem,
+    interaction_parameter,
+    potential_gpts,
+)
 from stem_gym.datasets.pictures import HAADF
 from stem_gym.datasets.scattering_matrix import (
     Aberrations,
@@ -24,7 +28,6 @@ from stem_gym.datasets.scattering_matrix import (
     bloch_offsets,
     gram_matrix,
     image_coefficients,
-    wavelength_ang,
 )
 from stem_gym.simulator.optics import Optics, transfer_function
 
@@ -43,11 +46,10 @@ def atom_response(atomic_number: int, energy_kev: float) -> np.ndarray:
     cell = np.array([_CELL_ANG, _CELL_ANG])
     middle = _CELL_ANG / 2
     atoms = ase.Atoms([atomic_number], positions=[[middle, middle, 1.0]], cell=[*cell, 2.0], pbc=True)
-    pixel_ang = wavelength_ang(energy_kev) / 0.476 / 3
-    gpts = next_fast_len(int(np.ceil(_CELL_ANG / pixel_ang)))
-    potential = abtem.Potential(atoms, gpts=(gpts, gpts), slice_thickness=2.0, integrator=exact_projection())
+    gpts = potential_gpts(cell, energy_kev)
+    potential = abtem.Potential(atoms, gpts=gpts, slice_thickness=2.0, integrator=exact_projection())
     phase = np.asarray(potential.build(lazy=False).array) * interaction_parameter(energy_kev)
-    transmission = torch.from_numpy(np.exp(1j * phase).astype(np.complex64))
+    transmission = torch.from_numpy(np.exp(1j * phase).astype(np.complex64))[None]  # one configuration
     zero = np.zeros(1)
     optics = Aberrations(np.array([_CONVERGENCE_MRAD]), zero, zero, zero, zero)
     offsets, window = bloch_offsets(cell, 2 * _CELL_ANG)

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from stem_gym.datasets.phonon_potentials import exact_projection, interaction_parameter, phonon_potentials
+from stem_gym.datasets.phonon_potentials import (
+    exact_projection,
+    interaction_parameter,
+    phonon_potentials,
+    potential_gpts,
+)
 from stem_gym.datasets.reference_specimens import held_out_specimen
 from stem_gym.datasets.scattering_matrix import Beams, DetectorAnnulus, gram_matrix
 from stem_gym.datasets.single_atoms import cross_section_and_width
@@ -64,3 +69,21 @@ def test_carbon_cross_section_of_the_shipped_table() -> None:
         section, rel=0.005
     )  # the grid of the potential differs
     assert float(table.width2_ang2[0, 5]) == pytest.approx(width2, abs=5e-4)  # two steps of the search
+
+
+def test_heavy_atoms_need_the_finer_grid() -> None:
+    """exp(iσV) of a heavy atom folds back into the annulus on the grid that merely holds the waves."""
+    coarse, usual, fine = (scattered_by(42, CELL_ANG, factor) for factor in (0.5, 1, 2))
+    assert abs(coarse / fine - 1) > 0.04
+    assert usual == pytest.approx(fine, rel=0.015)
+
+
+def scattered_by(atomic_number: int, cell_ang: np.ndarray, factor: float) -> float:
+    """Share that one atom scatters into the annulus at 60 keV, on the usual grid made finer by a factor."""
+    gpts = tuple(int(n * factor) for n in potential_gpts(cell_ang, 60.0))
+    atoms = ase.Atoms([atomic_number], positions=[[4.0, 4.0, 1.0]], cell=[*cell_ang, 2.0], pbc=True)
+    potential = abtem.Potential(atoms, gpts=gpts, slice_thickness=2.0, integrator=exact_projection()).build(lazy=False)
+    transmission = torch.from_numpy(np.exp(1j * interaction_parameter(60.0) * np.asarray(potential.array)))
+    beams = Beams.inside(cell_ang, 0.1, 60.0, np.zeros(2))
+    gram = gram_matrix(transmission.to(torch.complex64)[None], beams, cell_ang, 60.0, 2.0, DetectorAnnulus())
+    return float(gram[0, 0].real)
