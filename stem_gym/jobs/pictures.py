@@ -87,7 +87,7 @@ def _bar(axis: Any, row: int, outcome: Outcome, name: str) -> None:
         whiskers = [[mean - low], [high - mean]]
     axis.barh(row, mean, height=0.62, color=_ACCENT)
     axis.errorbar(mean, row, xerr=whiskers, color=_INK, linewidth=1, capsize=2)
-    label = f"{mean:.0%}" if name == "success" else f"{mean:,.3g}"
+    label = f"{100 * mean:.3g} %" if name in _SHARES else f"{mean:,.3g}"
     axis.annotate(label, (1, row), xycoords=("axes fraction", "data"), ha="right", va="center", fontweight="bold")
 
 
@@ -102,7 +102,7 @@ def curve(
     smooth = running_mean(ys, max(1, len(ys) // 12))
     with _figure(path, figsize=(6.4, 3.6)) as (_, axis):
         axis.plot(xs, ys, color=_FAINT, linewidth=1, label="each update")
-        axis.plot(xs, smooth, color=_ACCENT, linewidth=2, label="running mean")
+        axis.plot(xs, smooth, color=_ACCENT, linewidth=2, marker=".", markersize=5, label="running mean")
         for number, (name, level) in enumerate(levels.items(), start=1):
             color = _SERIES[number % len(_SERIES)]
             axis.axhline(level, color=color, linewidth=1, linestyle="--")
@@ -110,7 +110,7 @@ def curve(
             axis.annotate(name, (1, level), xycoords=("axes fraction", "data"), color=color, **beside)
         axis.set(title=labels[0], xlabel=labels[1], ylabel=labels[2])
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axis.legend(loc="lower right")
+        axis.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderpad=0.0)  # beside the title
     return path
 
 
