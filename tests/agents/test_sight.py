@@ -1,4 +1,4 @@
-"""Spots in frames: found, placed to a fraction of a pixel, known again after a shift; actions that mean what was meant."""
+"""Spots in frames: found, placed to a fraction of a pixel, known again after a shift; actions do what was meant."""
 
 from __future__ import annotations
 
