@@ -51,7 +51,7 @@ def draw_curve(curve: Sequence[Point], path: Path, title: str) -> Path | None:
         axis.plot(steps, values, color="#cbd2d9", linewidth=1)
         axis.plot(steps, _running_mean(values, max(1, len(values) // 15)), color="#0b7285", linewidth=2)
         axis.set(xlabel="steps", title=name)
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M" if value >= 1e5 else f"{value:g}")
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1e3:,.0f} k" if value else "0")
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     draft = path.with_name(f".draft-{path.name}")

@@ -84,7 +84,7 @@ def page(contract: Mapping[str, Any], evaluation: Mapping[str, Any], episodes: i
 
 {chr(10).join(table)}
 
-`curve.csv` and `curve.png` show the learning; actions of the curve are drawn from the learned Gaussian, those of the
+`curve.csv` and `curve.png` show the learning. Actions of the curve are drawn from the learned Gaussian, those of the
 table are its mean. Arrays: `{ARRAYS}`; what they were made for: `{CONTRACT}`.
 """
 

@@ -216,6 +216,7 @@ class _Watch(BaseCallback):
         self._run, self._bar = run, bar
         self._episodes: list[dict[str, float]] = []
         self._kept = 0
+        self._waiting = set(range(run.training.rows))  # rows whose first episode has not ended
 
     def _on_training_start(self) -> None:
         # learn() counts `total_timesteps` on top of those done before; the end is the run's own.
@@ -223,8 +224,10 @@ class _Watch(BaseCallback):
         self._kept = self.num_timesteps
 
     def _on_step(self) -> bool:
-        for info in self.locals["infos"]:
-            if info:
+        for row, info in enumerate(self.locals["infos"]):
+            if info and row in self._waiting:
+                self._waiting.discard(row)  # not counted: of the first episodes the short ones would end first
+            elif info:
                 self._episodes.append(
                     {"return": info["episode"]["r"], "length": info["episode"]["l"], **info["metrics"]}
                 )
