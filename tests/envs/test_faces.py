@@ -210,7 +210,9 @@ def test_a_mean_over_nothing_is_left_out():
     action = small_scans(2)
     action[1, 0] = -1.0
     info = env.step(action)[4]
-    assert info["_pointing_error_pm"].tolist() == [False, True] and info["_success"].all()
+    assert (
+        info["_pointing_error_pm"].tolist() == [False, True] and info["_success"].all() and info["_reward_time"].all()
+    )
 
 
 # Bad input

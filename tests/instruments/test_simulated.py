@@ -33,6 +33,7 @@ from stem_gym.core.units import ELECTRONS_PER_PC
 from stem_gym.instruments import make
 from stem_gym.instruments.simulated import SimulatedMicroscope
 from stem_gym.simulator.dose import map_electrons
+from stem_gym.simulator.exposure import samples_until
 
 FOV_ANG = 24.0
 STILL = {"speed_ang_per_s": 0.0, "diffusion_ang2_per_s": 0.0}
@@ -336,6 +337,23 @@ def stop_by_hand(trace: list[float], rule: TraceRule) -> int:
     return len(trace)
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [TraceRule(fall=0.5), TraceRule(rise=0.5), TraceRule(rise=0.4, fall=0.4, baseline_samples=2, window_samples=3)],
+    ids=["fall", "rise", "either"],
+)  # fmt: skip
+def test_the_rule_is_tried_from_the_first_sample_after_the_baseline(rule):
+    """Made-up traces, among them some that the very first window stops, the very last one, and none."""
+    traces = [
+        [10.0] * 4 + [0.0] * 4, [10.0] * 4 + [30.0] * 4, [10.0] * 8, [10.0] * 7 + [0.0], [10.0] * 7 + [99.0],
+        [10.0, 0.0] * 4, [0.0] * 8, [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 16.0, 1.0],
+        [8.0, 8.0, 8.0, 0.0, 0.0, 8.0, 8.0, 8.0],
+    ]  # fmt: skip
+    used = samples_until(torch.tensor(traces), rule)
+    assert used.tolist() == [stop_by_hand(trace, rule) for trace in traces]
+    assert rule.baseline_samples + 1 in used and 8 in used
+
+
 @pytest.mark.parametrize("kind", ["fall", "rise"])
 def test_a_dwell_stops_when_its_trace_falls_or_rises(kind):
     """The atom drifts away from the probe, or comes to it; the same dwell without a rule shows the whole trace."""
@@ -385,6 +403,8 @@ def test_a_lost_atom_is_gone_from_the_image_and_nothing_else_is():
     peak = fraction(dwell(instrument, place, time_s=1e-5)).mean(1)
     is_si = instrument.truth()["atomic_number"] == 14
     assert torch.equal(instrument.truth()["present"], there & ~is_si), "the Si atom, lost to one dwell"
+    for defocus_ang in (80.0, 0.0):  # a control that makes the image anew does not bring it back
+        instrument.execute(Set(every(instrument), "defocus_ang", torch.full((2,), defocus_ang)))
     image = scan(instrument, dwell_s=PIXEL_DWELL_S)
     other = microscope(rows=2)
     with_atom = scan(other, dwell_s=PIXEL_DWELL_S)
