@@ -31,7 +31,7 @@ from stem_gym.datasets.scattering_matrix import (
 )
 from stem_gym.simulator.optics import Optics, transfer_function
 
-__all__ = ["atom_response", "cross_section_and_width"]
+__all__ = ["atom_response", "cross_section_and_width", "mean_over_places"]
 
 _CELL_ANG = 10.5
 _CONVERGENCE_MRAD = 34.0
@@ -65,6 +65,28 @@ def atom_response(atomic_number: int, energy_kev: float) -> np.ndarray:
     return np.asarray((np.fft.fftshift(collected / total) * to_centre).real * cell.prod())
 
 
+def mean_over_places(atomic_number: int, energy_kev: float, places: int = 8) -> float:
+    """How much more an atom scatters on average over its places between grid points than on a grid point.
+
+    The nucleus of a heavy atom is sharper than any grid; thermal motion averages over this, an atom at rest does not.
+    """
+    _, ase = import_abtem()
+    cell = np.array([_CELL_ANG, _CELL_ANG])
+    gpts = potential_gpts(cell, energy_kev)
+    pixel = (float(cell[0] / gpts[0]), float(cell[1] / gpts[1]))
+    normal_incidence = Beams.inside(cell, 0.01, energy_kev, np.zeros(2))
+    found = []
+    shifts = np.random.default_rng(0).uniform(-0.5, 0.5, (places, 2)) * pixel
+    for shift in [np.zeros(2), *shifts]:
+        x, y = _CELL_ANG / 2 + shift
+        atom = ase.Atoms([atomic_number], positions=[[x, y, 1.0]], cell=[*cell, 2.0], pbc=True)
+        phase = exact_projection().integrate_on_grid(atom, 0.0, 2.0, gpts, pixel) * interaction_parameter(energy_kev)
+        transmission = torch.from_numpy(np.exp(1j * phase).astype(np.complex64))[None, None]
+        gram = gram_matrix(transmission, normal_incidence, cell, energy_kev, 2.0, HAADF)
+        found.append(float(gram[0, 0].real))
+    return float(np.mean(found[1:])) / found[0]
+
+
 def cross_section_and_width(atomic_number: int, energy_kev: float) -> tuple[float, float]:
     """Cross section in Å² and the variance per axis in Å² of the Gaussian that describes the atom best."""
     response = atom_response(atomic_number, energy_kev)
@@ -77,7 +99,7 @@ def cross_section_and_width(atomic_number: int, energy_kev: float) -> tuple[floa
     misfit = [
         np.sum((response - section * transfer * np.exp(-2 * np.pi**2 * v * square)) ** 2) for v in _VARIANCES_ANG2
     ]
-    return section, float(_VARIANCES_ANG2[int(np.argmin(misfit))])
+    return section * mean_over_places(atomic_number, energy_kev), float(_VARIANCES_ANG2[int(np.argmin(misfit))])
 
 
 def main(arguments: list[str] | None = None) -> None:

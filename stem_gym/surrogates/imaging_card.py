@@ -73,6 +73,7 @@ def describe_training(
         "phonon_configurations": sorted({p.settings.configurations for p in trained.values()}),
         "detector_mrad": [HAADF.inner_mrad, HAADF.outer_mrad],
         "settings": {name: settings[name] for name in ("steps", "pictures", "rows", "rate", "width", "seed")},
+        "note": settings["note"],
     }
 
 
@@ -192,6 +193,7 @@ def _markdown(card: ModelCard, rows: list[dict[str, Any]]) -> str:
         f"{training['validation_specimens']} more for the calibration of the uncertainty. "
         f"Kinds: {', '.join(f'{kind} {count}' for kind, count in training['kinds'].items())}. "
         f"Atomic numbers: {', '.join(map(str, training['atomic_numbers']))}.\n",
+        *([training["note"] + "\n"] if training["note"] else []),
         "**Valid range.**\n",
         "| quantity | lowest | highest |\n|---|---|---|",
         *(f"| {name} | {low:.4g} | {high:.4g} |" for name, (low, high) in card.valid_range.items()),

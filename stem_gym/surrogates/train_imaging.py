@@ -144,6 +144,32 @@ def train(
     network.eval().requires_grad_(False)
 
 
+def train_spread(
+    surrogate: ImagingSurrogate,
+    examples: list[Example],
+    generator: np.random.Generator,
+    steps: int,
+    report: Callable[[int, float], None],
+) -> None:
+    """Fit the layers that tell the spread, and nothing else, on specimens the correction was not fitted to.
+
+    There the errors are as large as they will be on new specimens.
+    """
+    layers = surrogate.network.spread.requires_grad_(True)
+    optimizer = torch.optim.AdamW(layers.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    for step in range(steps):
+        optimizer.zero_grad()
+        example = examples[int(generator.integers(len(examples)))]
+        rows = torch.from_numpy(generator.choice(len(example.target), min(8, len(example.target)), replace=False))
+        value = loss(surrogate, example.augmented(rows, int(generator.integers(8))))
+        value.backward()
+        optimizer.step()
+        schedule.step()
+        report(step, float(value.detach()))
+    layers.requires_grad_(False)
+
+
 def calibrate(surrogate: ImagingSurrogate, pictures: list[Picture]) -> list[float]:
     """Factors on the raw standard deviation, by source size, with which the 90 % interval covers 90 % of the pixels."""
     factors = []
@@ -196,6 +222,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder of the reference set")
     parser.add_argument("--out", type=Path, default=shipped, help="where to write (default: the shipped weights)")
     parser.add_argument("--steps", type=int, default=3000, help="optimizer steps (default 3000)")
+    parser.add_argument("--spread-steps", type=int, default=300, help="steps for the spread alone (default 300)")
+    parser.add_argument("--note", default="", help="a sentence for the model card about how the set was made")
     parser.add_argument("--pictures", type=int, default=4, help="specimens in a step (default 4)")
     parser.add_argument("--rows", type=int, default=4, help="settings of the optics of each specimen (default 4)")
     parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate (default 3e-3)")
@@ -218,6 +246,11 @@ def main(arguments: list[str] | None = None) -> None:
         surrogate.network.load_state_dict(ImagingSurrogate.load(given.start).network.state_dict())
     print(f"{len(examples)} training and {len(validation)} validation specimens", flush=True)
     train(surrogate, examples, np.random.default_rng(given.seed), Progress(given.steps), vars(given))
+    unused = [Example.of(picture, table) for picture in validation.values()]
+    print("spread, on the validation specimens", flush=True)
+    train_spread(
+        surrogate, unused, np.random.default_rng(given.seed + 1), given.spread_steps, Progress(given.spread_steps)
+    )
     surrogate.settings["calibration"] = calibrate(surrogate, list(validation.values()))
     held_out = load_set(given.data, "held_out")
     if given.bundle:
