@@ -14,7 +14,7 @@ from stem_gym.datasets.phonon_potentials import import_abtem, phonon_potentials
 from stem_gym.datasets.pictures import Picture
 from stem_gym.datasets.scattering_matrix import Aberrations, bloch_offsets, wavelength_ang
 
-__all__ = ["abtem_scan", "contracted_scan"]
+__all__ = ["abtem_scan", "contracted_scan", "scan_shape"]
 
 
 def scan_shape(picture: Picture, setting: int) -> tuple[int, int]:
