@@ -1,7 +1,7 @@
 """Puts the stored figures of the benchmarks into the README, between its two result marks.
 
     python benchmarks/leaderboard.py && python benchmarks/throughput.py && python benchmarks/fidelity.py
-    python benchmarks/readme.py
+    python benchmarks/start_up.py && python benchmarks/readme.py
 
 What the README says was therefore printed and stored by a command; a test compares the two.
 """
@@ -80,6 +80,11 @@ def _speed_line(entry: Mapping[str, Any], where: str) -> str:
     return f"| **stem_gym**, {rows}{place} ({parts}) | {entry['steps_per_s']:,.0f} |"
 
 
+def _start_up(stored: Mapping[str, Any]) -> str:
+    parts = [f"{name} {spent['wall_s']:.2f} s" for name, spent in stored["seconds"].items()]
+    return f"Start-up (`python benchmarks/start_up.py`, median of fresh processes): {', '.join(parts)}."
+
+
 def _fidelity(stored: Mapping[str, Any]) -> str:
     lines = [
         "Expected images against abTEM multislice with frozen phonons, on specimens held out from training "
@@ -105,6 +110,7 @@ _SECTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "leaderboard": _leaderboard,
     "throughput": _throughput,
     "fidelity": _fidelity,
+    "start_up": _start_up,
 }
 
 if __name__ == "__main__":
