@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stem_gym.core.batch import put_rows
 from stem_gym.core.config import parse
 from stem_gym.core.errors import CapabilityError, ConfigError
 from stem_gym.core.instructions import FULL_FRAME, Dwell, Park, Reading, Scan
@@ -232,6 +233,20 @@ def test_targets_are_looked_up_once_and_only_inside_the_frame():
     elsewhere = truth | {"frame_centre_ang": torch.tensor([[27.0, 15.0]])}
     again, _ = judge(it, state, [scan_reading(1.0, 1.0, it.config.pixels)], elsewhere)
     assert torch.equal(again.target, state.target) and torch.equal(again.is_target, state.is_target)
+
+
+def test_a_row_that_starts_anew_does_not_change_the_targets_of_its_neighbour():
+    """Row 0 is in mid-episode and its frame has moved; row 1 has just begun."""
+    it = task(wanted_electrons=100.0)
+    first = truth_at(ATOMS, [(0.0, 0.0)], [True] * 3)
+    known, _ = judge(it, it.start(1, CPU), [scan_reading(1.0, 1.0, it.config.pixels)], first)
+    state = put_rows(it.start(2, CPU), torch.tensor([0]), known)
+    moved = first | {"frame_centre_ang": torch.tensor([[20.5, 14.0]])}
+    both = {key: torch.cat((moved[key], first[key])) for key in first}
+    later, _ = it.score(state, [scan_reading(1.0, 1.0, it.config.pixels)], both)
+    assert torch.equal(later.target[0], known.target[0]) and torch.equal(later.target[1], known.target[0])
+    alone, _ = it.score(it.start(1, CPU), [scan_reading(1.0, 1.0, it.config.pixels)], moved)
+    assert not torch.equal(alone.target[0], known.target[0]), "looked up now, they would be in another order"
 
 
 # Perception
