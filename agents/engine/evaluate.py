@@ -83,8 +83,8 @@ class _Run:
             reward, terminated, truncated = as_array(reward), as_array(terminated), as_array(truncated)
             self._policy.update(Transition(before, action, reward, terminated, truncated, info))
             playing = self._episode >= 0
-            self._return += np.where(playing, reward, 0.0)
-            self._steps += playing
+            self._return += reward
+            self._steps += 1
             over = terminated | truncated  # rows that play on uncounted end as well, and must be reset
             if over.any():
                 self._note(np.flatnonzero(over & playing), info)
