@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,9 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
+_LANES = np.array(_MULTIPLIERS)[:, None, None]
+_KEY_SCHEDULE = np.arange(_ROUNDS)[:, None, None] * np.array(_KEY_STEPS)[:, None]  # (rounds, 2, 1)
+_ONE_DRAW = torch.tensor([0, 0, 0, 1])
 _FUSED_FROM_DRAWS = 1024  # a row; for fewer, such as the samples of a trace, compiling another kernel does not pay
 _NUMPY_UP_TO_ROWS = 16  # beyond, torch's wider loops win over numpy's quicker start
 _SMALL_RATE = 10.0  # below: inversion of the Poisson law; above: its asymptotic quantile
@@ -62,8 +64,8 @@ def row_seeds(seed: int, rows: int) -> list[int]:
     return [int(child.generate_state(1, np.uint64)[0] >> np.uint64(1)) for child in children]
 
 
-def philox(counter: Sequence[Any], key: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
-    """Four uniform 32-bit words for each counter of four words and key of two: broadcasting int64 tensors or arrays."""
+def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Four uniform 32-bit words (in int64) for each counter of four words and key of two; broadcasts."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -73,17 +75,27 @@ def philox(counter: Sequence[Any], key: Sequence[Any]) -> tuple[Any, Any, Any, A
     return c0, c1, c2, c3
 
 
-def _uniform(address: Any, count: int, xp: Any = torch) -> Any:
-    """Uniforms in (0, 1), never 0 or 1; address (n, 4) int64 is key, episode and draw; gives (n, count) float32.
-
-    `xp` is torch or numpy, here and below: numpy starts each of the many small operations faster.
-    """
+def _uniform(address: Tensor, count: int) -> Tensor:
+    """Uniforms in (0, 1), never 0 or 1; address (n, 4) int64 is key, episode and draw; gives (n, count) float32."""
     key0, key1, episode, draw = (address[:, column : column + 1] for column in range(4))
-    place = {"device": address.device} if xp is torch else {}
-    block = xp.arange((count + 3) // 4, dtype=xp.int64, **place)[None, :]
-    words = philox((block, draw, episode, xp.zeros_like(block)), (key0, key1))
-    bits = xp.concatenate(words, axis=1)[:, :count] >> 9
-    return (xp.asarray(bits, dtype=xp.float32) + 0.5) * 2.0**-23
+    block = torch.arange((count + 3) // 4, device=address.device)[None, :]
+    words = philox((block, draw, episode, torch.zeros_like(block)), (key0, key1))
+    return ((torch.cat(words, dim=1)[:, :count] >> 9).to(torch.float32) + 0.5) * 2.0**-23
+
+
+def _uniform_numpy(address: np.ndarray, count: int) -> np.ndarray:
+    """The same numbers from numpy, which starts small operations faster, with both halves of a counter in one array."""
+    blocks = (count + 3) // 4
+    even, odd = np.zeros((2, 2, len(address), blocks), np.int64)
+    even[0], even[1] = np.arange(blocks), address[:, 2:3]
+    odd[0] = address[:, 3:4]
+    keys = (address[:, :2].T + _KEY_SCHEDULE) & _MASK  # (rounds, 2, n)
+    for key in keys[..., None]:
+        product = even * _LANES
+        even = ((product >> 32) & _MASK)[::-1] ^ odd ^ key
+        odd = (product & _MASK)[::-1]
+    words = np.concatenate((even[0], odd[0], even[1], odd[1]), axis=1)[:, :count]
+    return ((words >> 9).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
 
 
 # The elementary functions below use IEEE additions, products and roots alone, so that torch, its compiled kernels and
@@ -127,11 +139,21 @@ def normal_quantile(uniform: Any, xp: Any = torch) -> Any:
 
 
 def poisson_quantile(uniform: Any, rate: Any, xp: Any = torch) -> Any:
-    """The Poisson count whose cumulative probability first exceeds `uniform`; same shapes, float32.
+    """The Poisson count whose cumulative probability first exceeds `uniform`; same shapes, float32."""
+    return xp.where(rate > _SMALL_RATE, _large_counts(uniform, rate, xp), _small_counts(uniform, rate, xp))
 
-    Inversion for rates to 10; above, the asymptotic expansion of the quantile in the normal quantile w (M. B. Giles,
-    "Algorithm 955: approximation of the inverse Poisson cumulative distribution function", ACM TOMS 42, 7, 2016).
-    """
+
+def _poisson_numpy(uniform: np.ndarray, rate: np.ndarray) -> np.ndarray:
+    """The same counts from numpy, without the half that none of the rates needs."""
+    if rate.size == 0 or rate.max() <= _SMALL_RATE:
+        return np.asarray(_small_counts(uniform, rate, np))
+    if rate.min() > _SMALL_RATE:
+        return np.asarray(_large_counts(uniform, rate, np))
+    return np.asarray(poisson_quantile(uniform, rate, np))
+
+
+def _small_counts(uniform: Any, rate: Any, xp: Any) -> Any:
+    """Inversion of the cumulative probability, for rates to 10."""
     small = xp.clip(rate, None, _SMALL_RATE)
     term = _exp_minus(small, xp)
     cumulative = term
@@ -140,29 +162,32 @@ def poisson_quantile(uniform: Any, rate: Any, xp: Any = torch) -> Any:
     for k in range(1, _LARGEST_SMALL_COUNT):
         term = term * (small * (1.0 / k))
         cumulative = cumulative + term
-        count = count + (reach > cumulative)
+        above = reach > cumulative
+        if xp is np and not above.any():
+            break
+        count = count + above
+    return count
+
+
+def _large_counts(uniform: Any, rate: Any, xp: Any) -> Any:
+    """The asymptotic expansion of the quantile in the normal quantile w, for rates above 10.
+
+    M. B. Giles, "Algorithm 955: approximation of the inverse Poisson cumulative distribution function", ACM TOMS 42,
+    7, 2016.
+    """
     large = xp.clip(rate, _SMALL_RATE, None)
     root = xp.sqrt(large)
     w = normal_quantile(uniform, xp)
     w2 = w * w
     quantile = large + root * w + (2.0 + w2) * (1.0 / 6.0) - w * (2.0 + w2) / (72.0 * root)
     quantile = quantile + (-16.0 + w2 * (7.0 + 3.0 * w2)) / (810.0 * large)
-    return xp.where(rate > _SMALL_RATE, xp.clip(xp.floor(quantile), 0.0, None), count)
+    return xp.clip(xp.floor(quantile), 0.0, None)
 
 
 @functools.cache
 def _compiled() -> tuple[Any, Any]:
     """The uniform and the Poisson kernel; compiled apart, which is faster than one kernel of both."""
     return torch.compile(_uniform, dynamic=True), torch.compile(poisson_quantile, dynamic=True)
-
-
-@dataclass(frozen=True)
-class StreamState:
-    """Where the streams stand: enough to go on from here with the same numbers."""
-
-    key: Tensor  # (B, 2) int64, 32-bit words
-    episode: Tensor  # (B,) int64
-    draw: Tensor  # (B,) int64
 
 
 class Streams:
@@ -174,32 +199,28 @@ class Streams:
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu", fused: bool = False) -> None:
         rows = len(seeds)
-        self._state = StreamState(
-            key=torch.zeros(rows, 2, dtype=torch.int64, device=device),
-            episode=torch.zeros(rows, dtype=torch.int64, device=device),
-            draw=torch.zeros(rows, dtype=torch.int64, device=device),
-        )
+        self._address = torch.zeros(rows, 4, dtype=torch.int64, device=device)  # two key words, episode, draw
         self._fused = fused
         self.seed(torch.arange(rows, device=device), seeds)
 
     def __len__(self) -> int:
-        return len(self._state.draw)
+        return len(self._address)
 
     @property
     def device(self) -> torch.device:
-        return self._state.draw.device
+        return self._address.device
 
     def seed(self, rows: Tensor, seeds: Sequence[int]) -> None:
         """Give `rows` new keys; their episodes count from 0 again."""
         words = np.stack([np.random.SeedSequence(seed).generate_state(2, np.uint32) for seed in seeds])
-        self._state.key[rows] = torch.from_numpy(words.astype(np.int64)).to(self.device)
-        self._state.episode[rows] = -1
-        self._state.draw[rows] = 0
+        self._address[rows, :2] = torch.from_numpy(words.astype(np.int64)).to(self.device)
+        self._address[rows, 2] = -1
+        self._address[rows, 3] = 0
 
     def next_episode(self, rows: Tensor) -> None:
         """Move `rows` (n,) to their next episode: fresh numbers, still a function of the seed alone."""
-        self._state.episode[rows] += 1
-        self._state.draw[rows] = 0
+        self._address[rows, 2] += 1
+        self._address[rows, 3] = 0
 
     def uniform(self, rows: Tensor, shape: Sequence[int] = ()) -> Tensor:
         """Uniform in (0, 1); (n, *shape) float32."""
@@ -221,30 +242,31 @@ class Streams:
         if self._fused and len(rows) > 1 and per_row >= _FUSED_FROM_DRAWS:
             uniform, quantile = _compiled()
             # One fresh dimension: with views or equal sizes the compiler would make a kernel for each.
-            counts = quantile(uniform(self._address(rows), per_row).flatten().clone(), rate.float().flatten().clone())
+            counts = quantile(
+                uniform(self._next_address(rows), per_row).flatten().clone(), rate.float().flatten().clone()
+            )
             return torch.as_tensor(counts).reshape(rate.shape)
         drawn = self._draw_uniform(rows, per_row).reshape(rate.shape)
         if drawn.device.type == "cpu" and len(rows) <= _NUMPY_UP_TO_ROWS:
-            return torch.from_numpy(poisson_quantile(drawn.numpy(), rate.detach().float().numpy(), np))
+            return torch.from_numpy(_poisson_numpy(drawn.numpy(), rate.detach().float().numpy()))
         return torch.as_tensor(poisson_quantile(drawn, rate.float()))
 
     def _draw_uniform(self, rows: Tensor, count: int) -> Tensor:
-        address = self._address(rows)
+        address = self._next_address(rows)
         if address.device.type == "cpu":
-            return torch.from_numpy(_uniform(address.numpy(), count, np))
-        return torch.as_tensor(_uniform(address, count))
+            return torch.from_numpy(_uniform_numpy(address.numpy(), count))
+        return _uniform(address, count)
 
-    def snapshot(self) -> StreamState:
-        """A copy of where the streams stand."""
-        state = self._state
-        return StreamState(state.key.clone(), state.episode.clone(), state.draw.clone())
+    def snapshot(self) -> Tensor:
+        """A copy of where the streams stand, (B, 4) int64: enough to go on from here with the same numbers."""
+        return self._address.clone()
 
-    def restore(self, state: StreamState) -> None:
+    def restore(self, snapshot: Tensor) -> None:
         """Go back to a snapshot."""
-        self._state = replace(state, key=state.key.clone(), episode=state.episode.clone(), draw=state.draw.clone())
+        self._address = snapshot.clone()
 
-    def _address(self, rows: Tensor) -> Tensor:
-        state = self._state
-        address = torch.stack((state.key[rows, 0], state.key[rows, 1], state.episode[rows], state.draw[rows]), dim=1)
-        state.draw[rows] += 1
+    def _next_address(self, rows: Tensor) -> Tensor:
+        """Where the next draw of `rows` (n,) is, (n, 4); moves their streams on."""
+        address = self._address[rows]
+        self._address.index_add_(0, rows, _ONE_DRAW.to(self.device).expand(len(rows), 4))
         return address

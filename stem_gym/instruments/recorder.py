@@ -169,7 +169,7 @@ class Recorder(Instrument):
             "config_hash": provenance.config_hash,
             "envelope": json.dumps(_plain(provenance.envelope), sort_keys=True),
             "seeds": json.dumps([int(seed) for seed in provenance.seeds]),
-            "streams": json.dumps({"key": state.key.tolist(), "episode": state.episode.tolist()}),
+            "streams": json.dumps({"key": state[:, :2].tolist(), "episode": state[:, 2].tolist()}),
             "versions": json.dumps(_versions(), sort_keys=True),
         }
 
