@@ -15,6 +15,7 @@ from stem_gym.core.errors import CapabilityError, InstructionError
 from stem_gym.core.instructions import Instruction, Reading, verb
 from stem_gym.core.streams import Streams
 
+_NO_TENSORS = frozenset({"rows", "shape", "channels", "trace", "stop", "detector", "name"})  # fields checked by name
 _ROUNDING = 1e-6  # relative; the ends of a range belong to it, and 1e-8 in single precision is a little less
 
 
@@ -135,16 +136,21 @@ def _check_shape(instruction: Any, name: str) -> None:
     windows = (rule.baseline_samples, rule.window_samples)
     if min(windows) < 1 or (samples and max(windows) > samples):
         raise InstructionError(f"{name}.stop must average 1…{samples or 'all'} samples of the trace; given {rule}.")
+    if not all(math.isfinite(part) for part in (rule.rise, rule.fall) if part is not None):
+        raise InstructionError(f"{name}.stop must rise or fall by finite fractions; given {rule}.")
 
 
 def _check_values(instruction: Instruction, name: str, limits: Mapping[str, Limits]) -> None:
     n = len(instruction.rows)
     for key, value in vars(instruction).items():
-        if key == "rows" or not isinstance(value, Tensor):
+        if key in _NO_TENSORS:
             continue
-        if value.shape[:1] != (n,):
-            raise InstructionError(f"{name}.{key} must have {n} rows; given shape {tuple(value.shape)}.")
-        if n == 0 or value.dtype == torch.bool:
+        right = (n, 4) if key == "region" else (n,)
+        if not isinstance(value, Tensor) or tuple(value.shape) != right or (value.dtype == torch.bool) != (key == "on"):
+            kind = "bool" if key == "on" else "numbers"
+            given = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.40}"
+            raise InstructionError(f"{name}.{key} must be a tensor {right} of {kind}; given {given}.")
+        if n == 0 or key == "on":
             continue
         low, high = (float(bound) for bound in value.aminmax())
         allowed = limits.get(key, Limits(-float("inf"), float("inf")))

@@ -16,7 +16,7 @@ from stem_gym.core.config import Budget
 from stem_gym.core.errors import ActionError, CapabilityError, InstructionError
 from stem_gym.core.instructions import Instruction, Reading
 from stem_gym.core.instrument import Instrument
-from stem_gym.core.streams import Streams, StreamState
+from stem_gym.core.streams import Streams
 from stem_gym.core.task import Marks, Observation, Task
 
 _ROUNDING = 1e-4  # an action may be outside its box by this much
@@ -54,7 +54,8 @@ class Snapshot:
 
     state: Any
     ledger: Ledger
-    streams: StreamState
+    metrics: Mapping[str, Tensor]
+    streams: Tensor  # (B, 4)
     instrument: Any
 
 
@@ -69,11 +70,15 @@ class BatchEnv:
         self.task, self.instrument, self.budget = task, instrument, budget
         self.rows, self.device = instrument.rows, instrument.device
         self.action_space = task.action_space
+        if isinstance(task.action_space, spaces.Box):
+            self._low = torch.as_tensor(task.action_space.low - _ROUNDING, device=self.device)
+            self._high = torch.as_tensor(task.action_space.high + _ROUNDING, device=self.device)
         self.observation_space = spaces.Dict(
             {**task.observation_space.spaces, "budget": spaces.Box(0.0, 1.0, (3,), np.float32)}
         )
         self.streams = Streams([0] * self.rows, self.device, fused)
         self.ledger = Ledger.empty(self.rows, self.device)
+        self._metrics: Mapping[str, Tensor] = {}
         self._state: Any = None
 
     @property
@@ -118,13 +123,15 @@ class BatchEnv:
     def snapshot(self) -> Snapshot:
         """The whole state, for `restore`. Raises CapabilityError where the instrument is no simulator."""
         instrument = self.instrument.snapshot()
-        return Snapshot(clone_rows(self._state), clone_rows(self.ledger), self.streams.snapshot(), instrument)
+        streams, metrics = self.streams.snapshot(), dict(self._metrics)
+        return Snapshot(clone_rows(self._state), clone_rows(self.ledger), metrics, streams, instrument)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot; the same actions then give the same episode."""
         self.streams.restore(snapshot.streams)
         self.instrument.restore(snapshot.instrument, self.streams)
         self._state, self.ledger = clone_rows(snapshot.state), clone_rows(snapshot.ledger)
+        self._metrics = dict(snapshot.metrics)
 
     def close(self) -> None:
         """Let go of the instrument."""
@@ -145,6 +152,9 @@ class BatchEnv:
             "electrons": self.ledger.electrons,
             "episode_return": self.ledger.episode_return,
         }
+        if len(rows) < self.rows:  # what a metric says of its step stays true of the rows that this call left alone
+            metrics = {key: torch.where(stepped, value, self._metrics[key]) for key, value in metrics.items()}
+        self._metrics = metrics
         ended = score.terminated | (left <= 0.0).any(1)
         return Step({**observation, "budget": left}, reward, stepped & ended, metrics)
 
@@ -171,8 +181,9 @@ class BatchEnv:
         if not isinstance(space, spaces.Box):
             return
         given = action[rows]
-        low, high = (float(end) for end in given.aminmax())
-        if not (float(space.low.min()) - _ROUNDING <= low and high <= float(space.high.max()) + _ROUNDING):
+        inside = (given >= self._low) & (given <= self._high) & given.isfinite()
+        if not bool(inside.all()):
+            low, high = (float(end) for end in given.aminmax())
             raise ActionError(
                 f"Actions must be finite and within [{space.low.min():g}, {space.high.max():g}]; "
                 f"given {low:g} to {high:g}."

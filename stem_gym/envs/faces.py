@@ -25,10 +25,10 @@ _SECTIONS = ("task", "instrument", "budget")
 
 
 def make_env(variant: str, render_mode: str | None = None, **overrides: Any) -> StemEnv:
-    """What `gymnasium.make(id, …)` calls. Besides `render_mode` it takes
+    """What `gymnasium.make(id, …)` calls.
 
-    `instrument` (a name such as "nion", or a mapping), `task` and `budget` (mappings merged into the YAML), `device`,
-    and `fused` (compile the noise; default: for 64 rows and more).
+    Besides `render_mode` it takes `instrument` (a name such as "nion", or a mapping), `task` and `budget` (mappings
+    merged into the YAML), `device`, and `fused` (compile the noise; default: for 64 rows and more).
     """
     return StemEnv(*_load(variant, overrides), render_mode=render_mode)
 
@@ -61,6 +61,8 @@ def _load(variant: str, overrides: Mapping[str, Any]) -> tuple[LoadedVariant, di
             )
     if "instrument" in sections:
         sections["instrument"] = instrument_override(sections["instrument"])
+    if not isinstance(runtime.get("fused"), bool | None):
+        raise ConfigError(f"fused must be True, False or None; given {runtime['fused']!r}.")
     return load_variant(variant, sections), runtime
 
 
@@ -99,6 +101,13 @@ class _Face:
     def restore_state(self, snapshot: Snapshot) -> None:
         """Go back to a moment that `clone_state` kept; the same actions then give the same episode."""
         self.batch.restore(snapshot)
+
+    def _show(self) -> None:
+        """After every step and reset: the painter sees the frames, and a window its first row."""
+        if self.render_mode is not None:
+            self._painter.watch(self.batch)
+        if self.render_mode == "human":
+            self._painter.show(self._painter.paint(self.batch, 0), RENDER_FPS)
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {key: value for key, value in vars(self).items() if key not in {"batch", "_painter"}}
@@ -153,10 +162,6 @@ class StemEnv(_Face, gymnasium.Env[Any, Any]):
         """Let go of the instrument and of the window."""
         self._painter.close()
         self.batch.close()
-
-    def _show(self) -> None:
-        if self.render_mode == "human":
-            self._painter.show(self._painter.paint(self.batch, 0), RENDER_FPS)
 
 
 class StemVectorEnv(_Face, gymnasium.vector.VectorEnv[Any, Any, Any]):
@@ -260,10 +265,6 @@ class StemVectorEnv(_Face, gymnasium.vector.VectorEnv[Any, Any, Any]):
             self.batch.close()
             self.closed = True
 
-    def _show(self) -> None:
-        if self.render_mode == "human":
-            self._painter.show(self._painter.paint(self.batch, 0), RENDER_FPS)
-
     def _answer(self, observation: Any, reward: Tensor, terminated: Tensor, info: dict[str, Any]) -> Any:
         self._show()
         truncated = torch.zeros_like(terminated)
@@ -285,6 +286,8 @@ def _as_tensor(action: Any, batch: BatchEnv, one: bool = False) -> Tensor:
         raise ActionError(
             f"An action must be an array of numbers like {batch.action_space}; given {action!r}."
         ) from error
+    if one and tuple(tensor.shape) != batch.action_space.shape:
+        raise ActionError(f"An action must have shape {batch.action_space.shape}; given {tuple(tensor.shape)}.")
     return tensor.unsqueeze(0) if one else tensor
 
 

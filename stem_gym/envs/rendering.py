@@ -24,6 +24,7 @@ FRAME_PIXELS = 448
 SIDE_PIXELS = 208
 MARGIN_PIXELS = 16
 PICTURE_SHAPE = (FRAME_PIXELS + 2 * MARGIN_PIXELS, FRAME_PIXELS + SIDE_PIXELS + 3 * MARGIN_PIXELS, 3)
+_FULL = 0.999  # a region of at least this width and height is the whole frame
 
 _PAPER = (18, 20, 24)
 _TEXT = (214, 218, 224)
@@ -37,18 +38,25 @@ _HEAT = np.array([(6, 6, 20), (58, 14, 92), (140, 30, 104), (212, 72, 68), (248,
 
 
 class Painter:
-    """Draws rows of a BatchEnv; remembers each row's last full frame as the ground of later partial frames."""
+    """Draws rows of a BatchEnv; each row's last full frame is the ground of later partial frames."""
 
     def __init__(self) -> None:
-        self._ground: dict[int, np.ndarray] = {}
+        self._ground: np.ndarray | None = None  # (B, H, W) uint8, dark where no full frame was seen
         self._screen: Any = None
+
+    def watch(self, batch: BatchEnv) -> None:
+        """Remember the frames of the rows whose last one was full; to be called after every step and reset."""
+        marks = batch.marks()
+        grey, region = _grey(marks.frame), _numbers(marks.region)
+        full = np.all(region[:, 2:] > _FULL, axis=1, keepdims=True)[..., None]
+        self._ground = np.where(full, grey, np.zeros_like(grey) if self._ground is None else self._ground)
 
     def paint(self, batch: BatchEnv, row: int) -> np.ndarray:
         """The picture of one row: uint8 of PICTURE_SHAPE. Raises MissingExtraError without Pillow."""
         image_module, draw_module = _pillow("Image"), _pillow("ImageDraw")
         marks, truth = batch.marks(), batch.instrument.truth()
         picture = image_module.new("RGB", (PICTURE_SHAPE[1], PICTURE_SHAPE[0]), _PAPER)
-        frame, region = _numbers(marks.frame[row]), _numbers(marks.region[row])
+        frame, region = _grey(marks.frame[row]), _numbers(marks.region[row])
         picture.paste(self._framed(frame, region, row), (MARGIN_PIXELS, MARGIN_PIXELS))
         draw = draw_module.Draw(picture)
         _draw_region(draw, region)
@@ -85,15 +93,14 @@ class Painter:
     def _framed(self, frame: np.ndarray, region: np.ndarray, row: int) -> Any:
         """The last frame in its place on the last full frame."""
         image_module = _pillow("Image")
-        grey = (255.0 * np.clip(1.3 * frame, 0.0, 1.0)).astype(np.uint8)
-        full = region[2] > 0.999 and region[3] > 0.999
-        if full or row not in self._ground:
-            self._ground[row] = grey if full else np.zeros_like(grey)
-        ground = self._ground[row] if full else self._ground[row] // 2
+        full = bool((region[2:] > _FULL).all())
+        ground = frame if full else np.zeros_like(frame) if self._ground is None else self._ground[row] // 2
         canvas = image_module.fromarray(ground).resize((FRAME_PIXELS, FRAME_PIXELS), image_module.Resampling.NEAREST)
         if not full:
             left, top, width, height = (round(float(v) * FRAME_PIXELS) for v in region)
-            part = image_module.fromarray(grey).resize((max(1, width), max(1, height)), image_module.Resampling.NEAREST)
+            part = image_module.fromarray(frame).resize(
+                (max(1, width), max(1, height)), image_module.Resampling.NEAREST
+            )
             canvas.paste(part, (left, top))
         return canvas.convert("RGB")
 
@@ -133,6 +140,11 @@ def _pillow(module: str) -> ModuleType:
 
 def _numbers(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().numpy()
+
+
+def _grey(frame: Tensor) -> np.ndarray:
+    """Frames (…, H, W) of 0…1 as uint8, a little brightened."""
+    return (255.0 * np.clip(1.3 * _numbers(frame), 0.0, 1.0)).astype(np.uint8)
 
 
 def _pixel(place: np.ndarray) -> tuple[float, float]:

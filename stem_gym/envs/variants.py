@@ -76,7 +76,11 @@ def _device(name: str) -> torch.device:
 
 def instrument_override(instrument: str | Mapping[str, Any]) -> dict[str, Any]:
     """`instrument="nion"` keeps the variant's settings and lets another instrument execute them."""
-    return {"adapter": instrument} if isinstance(instrument, str) else dict(instrument)
+    if isinstance(instrument, Mapping):
+        return dict(instrument)
+    if not isinstance(instrument, str):
+        raise ConfigError(f"instrument must be a name such as 'nion', or a mapping; given {instrument!r}.")
+    return {"adapter": instrument}
 
 
 def _kind(section: Mapping[str, Any], name: str, source: str) -> tuple[str, dict[str, Any]]:

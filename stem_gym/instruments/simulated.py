@@ -1,7 +1,7 @@
 """The simulated microscope: B rows, each with its own specimen, drift, clock, dose and ledger.
 
-Places: a fraction f of the reference frame is (f − ½) · fov + beam shift in Å from the optical axis, then distorted as
-the scan coils do, and then, minus the sample's displacement at that time, a place on the specimen's periodic cell.
+Places: a fraction f of the reference frame is (f − ½) · fov in Å, distorted as the scan coils do; the beam shift is
+added, and minus the sample's displacement at that time this is a place on the specimen's periodic cell.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from stem_gym.simulator.exposure import (
     displacement_of_rows,
     drift_at,
     pixel_centres,
+    samples_of,
     samples_until,
     spread_over,
 )
@@ -254,8 +255,7 @@ class SimulatedMicroscope(Instrument):
             "electrons_per_pixel": electrons / (height * width),
             **self._detector_calibration(electrons),
         }
-        data = {"images": counts.unsqueeze(1)}
-        return Reading("Scan", rows, seconds, electrons, areal, data, calibration)
+        return Reading("Scan", rows, seconds, electrons, areal, {"images": counts.unsqueeze(1)}, calibration)
 
     def _park(self, park: Park) -> Reading:
         place = torch.stack((park.x, park.y), dim=-1)
@@ -264,7 +264,7 @@ class SimulatedMicroscope(Instrument):
 
     def _dwell(self, dwell: Dwell) -> Reading:
         config, state, rows = self.config, self._now, dwell.rows
-        samples = dwell.trace or PATH_SAMPLES
+        samples = samples_of(dwell, PATH_SAMPLES)
         sample_s = dwell.time_s / samples
         knots, drift = self._advance(rows, sample_s.unsqueeze(1).expand(-1, samples))
         wanted = (state.place[rows] - 0.5) * state.fov_ang[rows].unsqueeze(1)

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from stem_gym.core.errors import InstructionError
-from stem_gym.core.instructions import TraceRule
+from stem_gym.core.instructions import Dwell, TraceRule
 from stem_gym.simulator.drift import DriftState
 
 
+@functools.cache
 def pixel_centres(count: int, device: torch.device) -> Tensor:
+    """Middles of `count` even parts of a unit length."""
     return (torch.arange(count, device=device) + 0.5) / count
+
+
+@functools.cache
+def _share_of_knots(knots: int, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The knot before each row's middle time, and how far (rows, 1) the row is towards the next."""
+    at = pixel_centres(rows, device) * (knots - 1)
+    left = at.floor().long()
+    return left, (at - left)[:, None]
 
 
 def displacement_of_rows(knots: Tensor, rows: int) -> Tensor:
     """Displacements (n, rows, 2) at the middle times of evenly timed rows, straight between knots (n, J + 1, 2)."""
-    at = pixel_centres(rows, knots.device) * (knots.shape[1] - 1)
-    left = at.floor().long()
-    share = (at - left)[:, None]
+    left, share = _share_of_knots(knots.shape[1], rows, knots.device)
     return knots[:, left] * (1.0 - share) + knots[:, left + 1] * share
+
+
+def samples_of(dwell: Dwell, least: int) -> int:
+    """How many samples a dwell is taken in: those of its trace; without one `least`, or what its rule averages."""
+    rule = dwell.stop
+    return dwell.trace or max(least, *((rule.baseline_samples, rule.window_samples) if rule else (1, 1)))
 
 
 def samples_until(counts: Tensor, rule: TraceRule) -> Tensor:
@@ -39,8 +55,7 @@ def samples_until(counts: Tensor, rule: TraceRule) -> Tensor:
 
 def spread_over(used: Tensor, samples: int) -> Tensor:
     """Indices (n, samples) that spread evenly over the first `used` (n,) samples."""
-    at = (torch.arange(samples, device=used.device) + 0.5) / samples
-    return (at * used.unsqueeze(1)).long()
+    return (pixel_centres(samples, used.device) * used.unsqueeze(1)).long()
 
 
 def drift_at(used: Tensor, knots: Tensor, before: DriftState, after: DriftState) -> DriftState:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from stem_gym.core.config import Config
 from stem_gym.core.elements import atomic_number_of
+from stem_gym.core.errors import ConfigError
 from stem_gym.core.streams import Streams
 from stem_gym.core.units import ANG2_PER_BARN
 from stem_gym.simulator.specimens import Specimen
@@ -25,6 +26,12 @@ class RemovalModel(Config):
     atoms_max: int = Field(8, ge=1, le=256)
     """how many such atoms a row can have"""
 
+    @field_validator("element")
+    @classmethod
+    def _known(cls, element: str) -> str:
+        atomic_number_of(element)
+        return element
+
 
 @dataclass(frozen=True)
 class Fragile:
@@ -35,13 +42,19 @@ class Fragile:
 
 
 def fragile_atoms(specimen: Specimen, model: RemovalModel | None) -> Fragile:
-    """Where the atoms of the model's element are; V = 0 without a model."""
+    """Where the atoms of the model's element are; V = 0 without a model. Raises ConfigError for too many."""
     rows = specimen.atomic_number.shape[0]
     if model is None:
         none = specimen.atomic_number.new_zeros((rows, 0))
         return Fragile(none, none.bool())
     wanted = specimen.present & (specimen.atomic_number == atomic_number_of(model.element))
-    there, site = torch.topk(wanted.to(torch.float32), model.atoms_max, dim=1)
+    most = int(wanted.sum(1).max()) if rows else 0
+    if most > model.atoms_max:
+        raise ConfigError(
+            f"A specimen has {most} atoms of {model.element} that the beam can remove; removal.atoms_max is "
+            f"{model.atoms_max}. Raise it (to at most 256) or use fewer."
+        )
+    there, site = torch.topk(wanted.to(torch.float32), min(model.atoms_max, wanted.shape[1]), dim=1)
     return Fragile(site, there > 0.5)
 
 

@@ -388,11 +388,13 @@ class AtomTargeting(Task[State]):
         away = nearest_image(truth["atom_xy_ang"] - centre, truth["cell_ang"].unsqueeze(1)).abs().amax(-1)
         inside = away < 0.5 * truth["fov_ang"].unsqueeze(1)
         candidate = inside & truth["present"] & (truth["atomic_number"] == self._atomic_number)
-        rank, index = torch.where(candidate, -away, -_FAR_ANG).topk(self.config.targets, dim=1)
+        short = (0, max(0, self.config.targets - away.shape[1]))  # a specimen may have fewer atoms than are wanted
+        order = torch.nn.functional.pad(torch.where(candidate, -away, -_FAR_ANG), short, value=-_FAR_ANG)
+        rank, index = order.topk(self.config.targets, dim=1)
         fresh = ~state.known.unsqueeze(1)
         return replace(
             state,
-            target=torch.where(fresh, index, state.target),
+            target=torch.where(fresh, index.clamp(max=away.shape[1] - 1), state.target),
             is_target=torch.where(fresh, rank > -_FAR_ANG, state.is_target),
             known=torch.ones_like(state.known),
         )

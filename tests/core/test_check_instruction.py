@@ -72,6 +72,28 @@ def test_a_trace_rule_must_fit_its_trace(averaged):
         check_instruction(Dwell(ROWS, torch.ones(3), 8, rule), LIMITED, rows=3)
 
 
+def test_a_trace_rule_has_finite_fractions():
+    for rule in (TraceRule(rise=math.nan), TraceRule(fall=math.inf)):
+        with pytest.raises(InstructionError, match="Dwell.stop must rise or fall by finite fractions"):
+            check_instruction(Dwell(ROWS, torch.ones(3), 8, rule), LIMITED, rows=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("Scan", "region", torch.ones(3, 3)),
+        ("Scan", "fov_ang", torch.ones(3, 1)),
+        ("Scan", "dwell_s", 1.0),
+        ("Dwell", "time_s", torch.ones(3, dtype=torch.bool)),
+        ("Blank", "on", torch.ones(3, dtype=torch.int64)),
+    ],
+)
+def test_a_value_of_the_wrong_shape_or_kind_is_refused_by_name(name, field, value):
+    wrong = replace(Examples(LIMITED).of(name, ROWS), **{field: value})
+    with pytest.raises(InstructionError, match=f"{name}.{field} must be a tensor"):
+        check_instruction(wrong, LIMITED, rows=3)
+
+
 def test_the_near_names_are_told():
     with pytest.raises(CapabilityError, match="'defocus' can not be read; readable: .*clock_s.*defocus_ang"):
         check_instruction(Read(ROWS, "defocus"), LIMITED, rows=3)

@@ -72,6 +72,18 @@ def test_next_step_resets_each_row_in_the_step_after():
     assert told[1][0]["budget"][0, 0] == 0.0, "the last observation is returned by the step that ends the row"
 
 
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+def test_the_terms_of_the_reward_are_told_for_the_rows_that_a_reset_leaves_alone(mode):
+    env, summed = staggered(mode), 0
+    for _ in range(5):
+        _, reward, terminated, _, info = env.step(small_scans(3))
+        terms = sum(info[f"reward_{part}"] for part in ("useful", "elsewhere", "time"))
+        stepped = info["measurements"] > 0  # the others show the first frame of their next episode
+        assert np.allclose(terms[stepped], reward[stepped], rtol=1e-5, atol=0.0)
+        summed += int(not stepped.all())
+    assert summed >= 2, "rows began anew beside rows that went on"
+
+
 def test_next_step_ignores_the_action_of_a_row_that_only_resets():
     first, second = (make_vec(2, AutoresetMode.NEXT_STEP, budget={"steps": 1}) for _ in range(2))
     for env, scale in ((first, 1.0), (second, -1.0)):
@@ -284,7 +296,7 @@ def test_unusable_actions_are_refused_and_change_nothing(spoil, message):
     assert all(np.array_equal(after[0][key], expected[0][key]) for key in after[0])
     single = make()
     single.reset(seed=1)
-    with pytest.raises(ActionError, match=message):
+    with pytest.raises(ActionError, match=message.replace("shape", r"shape \(5,\)")):
         single.step(spoil(good[0]))
 
 

@@ -78,6 +78,16 @@ def test_a_partial_frame_lies_in_its_place():
     assert changed.min() == pytest.approx(low, abs=2) and changed.max() == pytest.approx(high, abs=2)
 
 
+def test_the_ground_of_a_partial_frame_is_the_episodes_own_full_frame():
+    seen, unseen = make(), make()
+    seen.reset(seed=1), unseen.reset(seed=1)
+    seen.render(), unseen.render()
+    seen.reset(seed=2), unseen.reset(seed=2)
+    seen.render()  # the other one's first frame is never drawn by itself
+    seen.step(SMALL_SCAN), unseen.step(SMALL_SCAN)
+    assert np.array_equal(seen.render(), unseen.render())
+
+
 def test_the_ledger_and_the_dose_map_grow():
     env = make()
     env.reset(seed=2)
