@@ -35,28 +35,29 @@ COLUMNS = {
 def main() -> None:
     """Measure, print, store."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--ids", nargs="*", help="environments to measure anew (default: all)")
     parser.add_argument("--episodes", type=int, default=100, help="episodes of each agent on each environment")
     parser.add_argument("--seed", type=int, default=2026, help="seed of the worlds")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
     parser.add_argument("--show", action="store_true", help="print the stored table, measure nothing")
     arguments = parser.parse_args()
     if not arguments.show:
-        measure(arguments.episodes, arguments.seed, arguments.out)
+        measure(arguments.ids or list(variant_files()), arguments.episodes, arguments.seed, arguments.out)
     print(markdown(json.loads((arguments.out / FILE).read_text())))
 
 
-def measure(episodes: int, seed: int, folder: Path) -> None:
-    """Run every agent that can act on every environment; the file is renewed after each environment."""
+def measure(ids: Sequence[str], episodes: int, seed: int, folder: Path) -> None:
+    """Run every agent that can act on each environment; the file is renewed after each, the others' rows are kept."""
     torch.set_num_threads(1)
-    outcomes: list[outcome.Outcome] = []
-    outcome.make_folder(folder)
+    path = outcome.make_folder(folder) / FILE
     with Progress(Console(stderr=True)) as progress:
-        for id in variant_files():
-            plan = bench.Plan([id], usable_agents(id), episodes, seed)
-            bench.bench(plan, None, progress.episodes, outcomes)
-            kept = outcome.document(outcomes, seed)
-            kept.pop("runs")  # thousands of episodes; the summary is what is shown
-            outcome.write_whole(folder / FILE, json.dumps(kept, indent=1) + "\n")
+        for id in ids:
+            outcomes = bench.bench(bench.Plan([id], usable_agents(id), episodes, seed), None, progress.episodes)
+            fresh = outcome.document(outcomes, seed)
+            fresh.pop("runs")  # thousands of episodes; the summary is what is shown
+            kept = json.loads(path.read_text())["summary"] if path.exists() else []
+            fresh["summary"] = [row for row in kept if row["id"] != id] + fresh["summary"]
+            outcome.write_whole(path, json.dumps(fresh, indent=1) + "\n")
 
 
 def markdown(stored: Mapping[str, Any]) -> str:
