@@ -98,6 +98,13 @@ def _uniform_numpy(address: np.ndarray, count: int) -> np.ndarray:
     return ((words >> 9).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
 
 
+def _box_muller(uniform: Any, xp: Any) -> Any:
+    """Normals of as many uniforms (n, even)."""
+    half = uniform.shape[1] // 2
+    radius, angle = xp.sqrt(-2.0 * xp.log(uniform[:, :half])), (2.0 * math.pi) * uniform[:, half:]
+    return xp.concatenate((radius * xp.cos(angle), radius * xp.sin(angle)), axis=1)
+
+
 # The elementary functions below use IEEE additions, products and roots alone, so that torch, its compiled kernels and
 # numpy give the same bits; the logarithms and exponentials of math libraries differ in the last place.
 
@@ -229,12 +236,10 @@ class Streams:
     def normal(self, rows: Tensor, shape: Sequence[int] = ()) -> Tensor:
         """Standard normal, by Box and Muller; (n, *shape) float32."""
         count = math.prod(shape)
-        half = (count + 1) // 2
-        uniform = self._draw_uniform(rows, 2 * half)
-        radius = torch.sqrt(-2.0 * torch.log(uniform[:, :half]))
-        angle = (2.0 * math.pi) * uniform[:, half:]
-        normal = torch.cat((radius * torch.cos(angle), radius * torch.sin(angle)), dim=1)
-        return normal[:, :count].reshape(len(rows), *shape)
+        uniform = self._draw_uniform(rows, count + count % 2)
+        if uniform.device.type == "cpu":
+            return torch.from_numpy(_box_muller(uniform.numpy(), np)[:, :count]).reshape(len(rows), *shape)
+        return torch.as_tensor(_box_muller(uniform, torch)[:, :count]).reshape(len(rows), *shape)
 
     def poisson(self, rows: Tensor, rate: Tensor) -> Tensor:
         """Poisson counts with mean `rate` (n, …), as float32 of the same shape."""
