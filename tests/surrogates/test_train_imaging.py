@@ -27,7 +27,8 @@ def test_training_writes_a_loadable_surrogate(tmp_path: Path, capsys: pytest.Cap
     table = ImagingSurrogate.load().table
     np.savez(tmp_path / "single_atoms.npz", **{name: value.numpy() for name, value in vars(table).items()})
     out, bundle = tmp_path / "toy", tmp_path / "bundle.npz"
-    arguments = f"--data {tmp_path} --out {out} --steps {STEPS} --spread-steps 10 --pictures 2 --rows 2 --width 8 --bundle {bundle}"
+    files = f"--data {tmp_path} --out {out} --bundle {bundle}"
+    arguments = f"{files} --steps {STEPS} --spread-steps 10 --pictures 2 --rows 2 --width 8"
     train_imaging.main(arguments.split())
     surrogate = ImagingSurrogate.load(out)
     assert surrogate.card.training["specimens"] == 4
