@@ -86,6 +86,7 @@ class BatchEnv:
         """Whether there was a first reset."""
         return self._state is not None
 
+    @torch.inference_mode()
     def reset(
         self, rows: Tensor, seeds: Sequence[int] | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[Observation, Mapping[str, Tensor]]:
@@ -108,6 +109,7 @@ class BatchEnv:
         step = self._execute(self.task.opening(self._state, rows), rows, count=0)
         return step.observation, step.metrics
 
+    @torch.inference_mode()
     def step(self, action: Tensor, rows: Tensor | None = None) -> Step:
         """One action for each of `rows` (default: all); action (B, …). Raises ActionError for an unusable one."""
         if self._state is None:

@@ -318,12 +318,12 @@ def _seeds_of_rows(seed: int | Sequence[int | None] | None, total: int, rows: Te
 
 
 def _first_row(observation: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    return {key: value[0].cpu().numpy().copy() for key, value in observation.items()}
+    return {key: value.cpu().numpy()[0].copy() for key, value in observation.items()}
 
 
 def _first_numbers(metrics: Mapping[str, Tensor]) -> dict[str, Any]:
     """What is known of the one row; NaN stands for what is not, such as a mean over nothing."""
-    numbers = {key: value[0].item() for key, value in metrics.items()}
+    numbers = {key: value.tolist()[0] for key, value in metrics.items()}
     return {key: value for key, value in numbers.items() if value == value}
 
 

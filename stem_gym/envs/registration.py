@@ -9,6 +9,8 @@ from typing import Any
 import gymnasium
 import yaml
 
+from stem_gym.core.errors import ConfigError
+
 _FACES = "stem_gym.envs.faces"
 
 
@@ -22,17 +24,23 @@ def config_root() -> Path:
 @functools.cache
 def variant_files() -> dict[str, Path]:
     """Id → YAML file of every variant that ships."""
-    files = {}
+    files: dict[str, Path] = {}
     for path in sorted(config_root().glob("*/*.yaml")):
-        with path.open(encoding="utf-8") as stream:
-            files[_first_id(stream.read(), path)] = path
+        name = _id_in(path)
+        if name in files:
+            raise ConfigError(f"{path} and {files[name]} have the same id {name!r}; an id belongs to one file.")
+        files[name] = path
     return files
 
 
-def _first_id(text: str, path: Path) -> str:
-    data: Any = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 – both are safe loaders
+def _id_in(path: Path) -> str:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        data: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 – both are safe loaders
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"Can not read the variant {path}: {error}") from error
     if not isinstance(data, dict) or not isinstance(data.get("id"), str):
-        raise ValueError(f"{path} has no text under the key 'id'.")
+        raise ConfigError(f"{path} has no text under the key 'id'.")
     return str(data["id"])
 
 

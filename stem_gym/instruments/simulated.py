@@ -111,6 +111,7 @@ class SimulatedMicroscope(Instrument):
             Read: self._read,
         }
 
+    @torch.inference_mode()
     def reset(self, streams: Streams, rows: Tensor, options: Mapping[str, Any] | None = None) -> None:
         """A fresh specimen, drift, dose and clock on `rows`; the first call must name every row."""
         if options:
@@ -124,6 +125,7 @@ class SimulatedMicroscope(Instrument):
         else:
             write_rows(self._state, rows, fresh)
 
+    @torch.inference_mode()
     def execute(self, instruction: Instruction) -> Reading:
         """Do it. Raises CapabilityError or InstructionError before anything happens; never clips."""
         check_instruction(instruction, self.capabilities, self.rows)
@@ -147,6 +149,7 @@ class SimulatedMicroscope(Instrument):
             "dose_map": state.dose_map,
         }
 
+    @torch.inference_mode()
     def abort(self) -> None:
         """Blank every row."""
         if self._state is not None:
@@ -156,6 +159,7 @@ class SimulatedMicroscope(Instrument):
         """A copy of the state of all rows."""
         return clone_rows(self._now)
 
+    @torch.inference_mode()
     def restore(self, snapshot: _Rows, streams: Streams) -> None:
         """Go back to a snapshot; the streams are their owner's to restore."""
         self._state = clone_rows(snapshot)
@@ -175,9 +179,7 @@ class SimulatedMicroscope(Instrument):
         """New episodes for `rows` (n,)."""
         config, n = self.config, len(rows)
         specimen = config.specimen.build(streams, rows, self.device)
-        energy = torch.full((n,), config.probe.energy_kev, device=self.device)
-        weight = imaging.atom_weights_ang2(specimen, energy, config.detector.inner_mrad, config.detector.outer_mrad)
-        structure = imaging.structure_coefficients(specimen, weight, self.harmonics)
+        structure = imaging.structure_coefficients(specimen, self._weights_ang2(specimen), self.harmonics)
         defocus = torch.full((n,), config.probe.defocus_ang, device=self.device)
         if config.probe.defocus_sd_ang > 0.0:
             defocus = defocus + config.probe.defocus_sd_ang * streams.normal(rows)
@@ -202,6 +204,11 @@ class SimulatedMicroscope(Instrument):
             dose_map=torch.zeros(n, self._bins, self._bins, device=self.device),
             probe_path_ang=torch.zeros(n, PATH_SAMPLES, 2, device=self.device),
         )
+
+    def _weights_ang2(self, specimen: Specimen) -> Tensor:
+        energy = torch.full((len(specimen.cell_ang),), self.config.probe.energy_kev, device=self.device)
+        detector = self.config.detector
+        return imaging.atom_weights_ang2(specimen, energy, detector.inner_mrad, detector.outer_mrad)
 
     def _transfer(self, cell_ang: Tensor, defocus_ang: Tensor) -> Tensor:
         return transfer_function(self._optics(defocus_ang), *self.harmonics.frequencies(cell_ang))
@@ -235,7 +242,7 @@ class SimulatedMicroscope(Instrument):
             shift = shift + line_jitter_ang(self._streams, rows, height, config.detector)
         x, y = skew[:, 0, :1] * x, skew[:, 1, 1:] * y
         cell, current = state.specimen.cell_ang[rows], state.current_pa[rows]
-        fraction = imaging.scan_image(state.series[rows], cell, x, y, shift) + self._haze(rows)[:, None, None]
+        fraction = self._through_haze(imaging.scan_image(state.series[rows], cell, x, y, shift), rows)
         mean = expected_electrons(fraction, current, scan.dwell_s, config.detector)
         counts = detect(mean, self._streams, rows, config.detector)
         electrons = current * scan.dwell_s * (height * width * ELECTRONS_PER_PC)
@@ -271,7 +278,7 @@ class SimulatedMicroscope(Instrument):
         place = (drift.distortion * wanted.unsqueeze(1)).sum(2) + state.beam_shift_ang[rows]
         path = place.unsqueeze(1) - 0.5 * (knots[:, 1:] + knots[:, :-1])  # (n, J, 2)
         cell, current = state.specimen.cell_ang[rows], state.current_pa[rows]
-        fraction = imaging.probe_signal(state.series[rows], cell, path) + self._haze(rows).unsqueeze(1)
+        fraction = self._through_haze(imaging.probe_signal(state.series[rows], cell, path), rows)
         counts = detect(
             expected_electrons(fraction, current, sample_s, config.detector), self._streams, rows, config.detector
         )
@@ -300,9 +307,8 @@ class SimulatedMicroscope(Instrument):
         return Reading("Dwell", rows, seconds, electrons, mean_areal, data, calibration)
 
     def _move_stage(self, move: MoveStage) -> Reading:
-        rows, drift = move.rows, self._now.drift
-        step = torch.stack((move.dx_ang, move.dy_ang), dim=-1)
-        write_rows(drift, rows, move_stage(self.config.drift, take_rows(drift, rows), step))
+        step, before = torch.stack((move.dx_ang, move.dy_ang), dim=-1), take_rows(self._now.drift, move.rows)
+        write_rows(self._now.drift, move.rows, move_stage(self.config.drift, before, step))
         return self._pass_time(move, torch.full_like(move.dx_ang, self.config.overheads.stage_s))
 
     def _set(self, control: Set) -> Reading:
@@ -311,9 +317,8 @@ class SimulatedMicroscope(Instrument):
             state.current_pa[rows] = value
         elif control.name == "defocus_ang":
             state.defocus_ang[rows] = value
-            cell = state.specimen.cell_ang[rows]
-            state.transfer[rows] = self._transfer(cell, value)
             specimen = take_rows(state.specimen, rows)
+            state.transfer[rows] = self._transfer(specimen.cell_ang, value)
             state.series[rows] = self._image(state.structure[rows], state.transfer[rows], specimen, value)
         else:
             state.beam_shift_ang[rows, int(control.name == "beam_shift_y_ang")] = value
@@ -352,12 +357,13 @@ class SimulatedMicroscope(Instrument):
         state.clock_s[rows] += seconds
         state.electrons[rows] += electrons.double()
 
-    def _haze(self, rows: Tensor) -> Tensor:
-        """Collected fraction (n,) of the contamination that the dose so far has gathered."""
-        state = self._now
-        cell = state.specimen.cell_ang[rows]
-        mean_dose = state.electrons[rows].float() / (cell[:, 0] * cell[:, 1])
-        return self.config.contamination_per_dose * mean_dose
+    def _through_haze(self, fraction: Tensor, rows: Tensor) -> Tensor:
+        """The collected fraction (n, …) with what the contamination adds that the dose so far has gathered."""
+        if self.config.contamination_per_dose == 0.0:
+            return fraction
+        cell = self._now.specimen.cell_ang[rows]
+        haze = self.config.contamination_per_dose * self._now.electrons[rows].float() / cell.prod(1)
+        return fraction + haze.reshape(-1, *(1,) * (fraction.dim() - 1))
 
     def _fragile_places(self, rows: Tensor) -> Tensor:
         site = self._now.fragile.site[rows]
@@ -369,10 +375,7 @@ class SimulatedMicroscope(Instrument):
         specimen, fragile = take_rows(state.specimen, rows), take_rows(state.fragile, rows)
         there = fragile.there & specimen.present.gather(1, fragile.site)
         lost = there & removal.lost_atoms(model, dose_e_per_ang2, self._streams, rows)
-        energy = torch.full((len(rows),), self.config.probe.energy_kev, device=self.device)
-        detector = self.config.detector
-        weights = imaging.atom_weights_ang2(specimen, energy, detector.inner_mrad, detector.outer_mrad)
-        weight = weights.gather(1, fragile.site) * lost
+        weight = self._weights_ang2(specimen).gather(1, fragile.site) * lost
         sigma = specimen.thermal_sigma_ang.gather(1, fragile.site)
         place = self._fragile_places(rows)
         change = -imaging.scatterer_coefficients(specimen.cell_ang, place, weight, sigma, self.harmonics)

@@ -96,7 +96,7 @@ class State:
     squared_error_ang2: Tensor  # (B,) summed over dwells
     dwells: Tensor  # (B,)
     lost: Tensor  # (B,) bool, no target left to serve
-    score_truth: Tensor  # (B,) return so far
+    score_truth: Tensor  # (B,) summed reward from truth, the opening frame's cost included
     score_perceived: Tensor  # (B,)
 
 
@@ -131,12 +131,14 @@ class AtomTargeting(Task[State]):
 
     useful electrons (within `radius_ang` of a target, up to the wanted number) / wanted
     − `elsewhere_weight` × other electrons / wanted − `time_weight` × minutes; each term is in `info`.
-    From truth in simulation; elsewhere an electron counts whose ADF signal was above `accepted_fraction`.
+    From truth in simulation; elsewhere an electron counts whose ADF signal was above `accepted_fraction`. `info` has
+    both as `score_truth` and `score_perceived`, summed over the episode with the opening frame's cost.
 
     ## Start and end
 
     A full frame at the middle pixel dwell is taken first, and paid for. The episode ends when `targets` atoms have what
-    was wanted, when none is left to serve, or with the budget.
+    was wanted, when none is left to serve, or with the budget. Targets are the atoms of the kind inside the first
+    frame; where there are more than `targets`, those nearest to its centre.
 
     Version 0: first release.
     """
@@ -370,13 +372,11 @@ class AtomTargeting(Task[State]):
 
     def _draw_delivered(self, state: State, share: Tensor) -> Tensor:
         """The sites as soft spots on the region of the last frame: (B, H, W) uint8."""
-        size, region = self.config.pixels, state.region
-        centre = (torch.arange(size, device=share.device) + 0.5) / size
+        corner, size = state.region[:, None, :2, None], state.region[:, None, 2:, None]
+        centre = (torch.arange(self.config.pixels, device=share.device) + 0.5) / self.config.pixels
         sigma = self.config.probe_fwhm_ang / self.config.fov_ang
-        x = region[:, 0:1] + region[:, 2:3] * centre  # (B, W) fractions of the reference frame
-        y = region[:, 1:2] + region[:, 3:4] * centre
-        along_x = torch.exp(-0.5 * ((x.unsqueeze(1) - state.site[:, :, :1]) / sigma).square())  # (B, N, W)
-        along_y = torch.exp(-0.5 * ((y.unsqueeze(1) - state.site[:, :, 1:]) / sigma).square())
+        away = (corner + size * centre - state.site.unsqueeze(-1)) / sigma  # (B, N, 2, pixels)
+        along_x, along_y = torch.exp(-0.5 * away.square()).unbind(2)
         spots = torch.bmm((along_y * (255.0 * share.clamp(max=1.0)).unsqueeze(-1)).transpose(1, 2), along_x)
         return spots.clamp(max=255.0).to(torch.uint8)
 
