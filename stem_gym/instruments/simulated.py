@@ -49,7 +49,6 @@ from stem_gym.simulator.microscope import Microscope, capabilities
 from stem_gym.simulator.optics import Optics, probe_fwhm_ang, transfer_function
 from stem_gym.simulator.specimens import Specimen
 
-Config = Microscope
 PATH_SAMPLES = 16  # evenly spaced times of the last dwell at which truth tells where the beam was
 _FRAME_KNOTS = 8  # drift is drawn at so many times of a frame and is straight in between
 
@@ -265,8 +264,7 @@ class SimulatedMicroscope(Instrument):
         return Reading("Scan", rows, seconds, electrons, areal, {"images": counts.unsqueeze(1)}, calibration)
 
     def _park(self, park: Park) -> Reading:
-        place = torch.stack((park.x, park.y), dim=-1)
-        self._now.place[park.rows] = place
+        self._now.place[park.rows] = place = torch.stack((park.x, park.y), dim=-1)
         return self._pass_time(park, torch.full_like(park.x, self.config.overheads.park_s), {"place": place})
 
     def _dwell(self, dwell: Dwell) -> Reading:
@@ -339,8 +337,7 @@ class SimulatedMicroscope(Instrument):
             "blanked": state.blanked,
         }
         value = values[read.name] if read.name in values else getattr(state, read.name)
-        zero = torch.zeros(len(read.rows), device=self.device)
-        return no_dose(read, zero, {"value": value[read.rows].float()})
+        return no_dose(read, torch.zeros(len(read.rows), device=self.device), {"value": value[read.rows].float()})
 
     def _pass_time(
         self, instruction: Instruction, seconds: Tensor, data: Mapping[str, Tensor] | None = None
