@@ -39,7 +39,7 @@ class Training(Config):
     steps: int = Field(3_000_000, gt=0)
     """environment steps, all rows together"""
     minutes: float | None = Field(None, gt=0)
-    """stop after this much time, if the steps are not done before; counted over resumed runs"""
+    """stop after this much learning, if the steps are not done before; set-up and warm start not counted"""
     rows: int = Field(64, ge=1)
     """environments side by side"""
     rollout: int = Field(32, ge=1)
@@ -81,14 +81,14 @@ class Run:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     quiet: bool = False
     spent_s: float = 0.0  # in earlier sessions of this run
-    started: float = field(default_factory=time.monotonic)
+    started: float | None = None  # the first step of this session: what is compiled before it is no learning
     curve: list[dict[str, float]] = field(default_factory=list)
     warm: Mapping[str, Any] = field(default_factory=dict)  # how the first weights came about
     critic_updates: int = 0  # still to come
 
     @property
     def seconds(self) -> float:
-        return self.spent_s + time.monotonic() - self.started
+        return self.spent_s + (0.0 if self.started is None else time.monotonic() - self.started)
 
     def done(self, steps: int) -> float:
         """Part of the run that is over, 0 to 1."""
@@ -224,6 +224,8 @@ class _Watch(BaseCallback):
         self._kept = self.num_timesteps
 
     def _on_step(self) -> bool:
+        if self._run.started is None:
+            self._run.started = time.monotonic()
         for row, info in enumerate(self.locals["infos"]):
             if info and row in self._waiting:
                 self._waiting.discard(row)  # not counted: of the first episodes the short ones would end first
