@@ -182,6 +182,7 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def report(rows: list[dict[str, Any]], speed: list[dict[str, Any]]) -> None:
     """Print the tables."""
     console = Console()
+    console.width = max(console.width, 118)  # names of specimens are to be read whole
     columns = ("specimen", "keV", "R² physics", "R² sum over atoms", "R² surrogate", "worst", "noise", "in 90 %")
     for fwhm in (0.7, 0.0):
         table = Table(*columns, title=f"Held-out specimens against abTEM, source {fwhm} Å")
