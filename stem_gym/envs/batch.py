@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,13 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from stem_gym.core.batch import clone_rows, put_rows
+from stem_gym.core.batch import clone_rows, put_rows, take_rows
 from stem_gym.core.config import Budget
 from stem_gym.core.errors import ActionError, CapabilityError, InstructionError
 from stem_gym.core.instructions import Instruction, Reading
 from stem_gym.core.instrument import Instrument
 from stem_gym.core.streams import Streams
-from stem_gym.core.task import Marks, Observation, Task
+from stem_gym.core.task import Marks, Observation, Score, Task
 
 _ROUNDING = 1e-4  # an action may be outside its box by this much
 
@@ -54,6 +54,7 @@ class Snapshot:
 
     state: Any
     ledger: Ledger
+    observation: Observation
     metrics: Mapping[str, Tensor]
     streams: Tensor  # (B, 4)
     instrument: Any
@@ -78,6 +79,7 @@ class BatchEnv:
         )
         self.streams = Streams([0] * self.rows, self.device, fused)
         self.ledger = Ledger.empty(self.rows, self.device)
+        self._observation: Observation = {}
         self._metrics: Mapping[str, Tensor] = {}
         self._state: Any = None
 
@@ -125,15 +127,17 @@ class BatchEnv:
     def snapshot(self) -> Snapshot:
         """The whole state, for `restore`. Raises CapabilityError where the instrument is no simulator."""
         instrument = self.instrument.snapshot()
-        streams, metrics = self.streams.snapshot(), dict(self._metrics)
-        return Snapshot(clone_rows(self._state), clone_rows(self.ledger), metrics, streams, instrument)
+        state, ledger = clone_rows(self._state), clone_rows(self.ledger)
+        last = {name: value.clone() for name, value in self._observation.items()}
+        metrics = {name: value.clone() for name, value in self._metrics.items()}
+        return Snapshot(state, ledger, last, metrics, self.streams.snapshot(), instrument)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot; the same actions then give the same episode."""
         self.streams.restore(snapshot.streams)
         self.instrument.restore(snapshot.instrument, self.streams)
         self._state, self.ledger = clone_rows(snapshot.state), clone_rows(snapshot.ledger)
-        self._metrics = dict(snapshot.metrics)
+        self._observation, self._metrics = dict(snapshot.observation), dict(snapshot.metrics)
 
     def close(self) -> None:
         """Let go of the instrument."""
@@ -141,12 +145,12 @@ class BatchEnv:
 
     def _execute(self, instructions: Sequence[Instruction], rows: Tensor, count: int) -> Step:
         readings = [self.instrument.execute(instruction) for instruction in instructions]
-        self._state, observation = self.task.observe(self._state, readings)
-        self._state, score = self.task.score(self._state, readings, self.instrument.truth())
+        self._observation, score = self._take_in(readings, rows)
         stepped = torch.zeros(self.rows, dtype=torch.bool, device=self.device).index_fill(0, rows, True)
-        reward = torch.where(stepped & (count > 0), score.reward, 0.0)
+        reward = score.reward if count else torch.zeros_like(score.reward)
         self.ledger = self._book(readings, stepped, reward, count)
         left = self._left()
+        self._metrics = score.metrics
         metrics = {
             **score.metrics,
             "measurements": self.ledger.steps,
@@ -154,11 +158,29 @@ class BatchEnv:
             "electrons": self.ledger.electrons,
             "episode_return": self.ledger.episode_return,
         }
-        if len(rows) < self.rows:  # what a metric says of its step stays true of the rows that this call left alone
-            metrics = {key: torch.where(stepped, value, self._metrics[key]) for key, value in metrics.items()}
-        self._metrics = metrics
         ended = score.terminated | (left <= 0.0).any(1)
-        return Step({**observation, "budget": left}, reward, stepped & ended, metrics)
+        return Step({**self._observation, "budget": left}, reward, stepped & ended, metrics)
+
+    def _take_in(self, readings: Sequence[Reading], rows: Tensor) -> tuple[Observation, Score]:
+        """What the task makes of the readings. Rows not in `rows` cost nothing: they look as before and earn 0."""
+        task, truth = self.task, self.instrument.truth()
+        if len(rows) == self.rows:
+            state, observation = task.observe(self._state, readings)
+            self._state, score = task.score(state, readings, truth)
+            return observation, score
+        place = torch.zeros(self.rows, dtype=torch.int64, device=self.device)
+        place[rows] = torch.arange(len(rows), device=self.device)
+        some = [replace(reading, rows=place[reading.rows]) for reading in readings]
+        state, observation = task.observe(take_rows(self._state, rows), some)
+        state, score = task.score(state, some, {name: value[rows] for name, value in truth.items()})
+        self._state = put_rows(self._state, rows, state)
+        zero = torch.zeros(self.rows, device=self.device)
+        whole = Score(
+            reward=zero.index_copy(0, rows, score.reward),
+            terminated=zero.bool().index_copy(0, rows, score.terminated),
+            metrics={name: self._metrics[name].index_copy(0, rows, value) for name, value in score.metrics.items()},
+        )
+        return {name: self._observation[name].index_copy(0, rows, value) for name, value in observation.items()}, whole
 
     def _book(self, readings: Sequence[Reading], stepped: Tensor, reward: Tensor, count: int) -> Ledger:
         seconds, electrons = self.ledger.seconds, self.ledger.electrons
