@@ -52,10 +52,13 @@ def detect(expected: Tensor, streams: CountingRows, rows: Tensor, detector: Dete
 
     Poisson arrival, then gain, offset and read noise, then rounding and saturation: whole counts in [0, saturation].
     """
-    counts = streams.poisson(rows, expected) * detector.gain + detector.offset
+    counts = streams.poisson(rows, expected)
+    if detector.gain != 1.0 or detector.offset != 0.0:
+        counts = counts * detector.gain + detector.offset
     if detector.read_noise > 0.0:
         counts = counts + detector.read_noise * streams.normal(rows, tuple(expected.shape[1:]))
-    return torch.round(counts).clamp(min=0.0, max=detector.saturation)
+    whole = detector.gain % 1.0 == 0.0 and detector.offset % 1.0 == 0.0 and detector.read_noise == 0.0
+    return (counts if whole else torch.round(counts)).clamp(min=0.0, max=detector.saturation)
 
 
 def electrons_from_counts(counts: Tensor, detector: DetectorModel) -> Tensor:
