@@ -49,6 +49,7 @@ from stem_gym.simulator.microscope import Microscope, capabilities
 from stem_gym.simulator.optics import Optics, probe_fwhm_ang, transfer_function
 from stem_gym.simulator.specimens import Specimen
 
+Config = Microscope  # what `settings` of this kind must be
 PATH_SAMPLES = 16  # evenly spaced times of the last dwell at which truth tells where the beam was
 _FRAME_KNOTS = 8  # drift is drawn at so many times of a frame and is straight in between
 
@@ -161,8 +162,7 @@ class SimulatedMicroscope(Instrument):
     @torch.inference_mode()
     def restore(self, snapshot: _Rows, streams: Streams) -> None:
         """Go back to a snapshot; the streams are their owner's to restore."""
-        self._state = clone_rows(snapshot)
-        self._streams = streams
+        self._state, self._streams = clone_rows(snapshot), streams
 
     @property
     def _now(self) -> _Rows:
@@ -301,7 +301,7 @@ class SimulatedMicroscope(Instrument):
             **self._detector_calibration(electrons),
         }
         mean_areal = electrons / (0.25 * torch.pi * self._probe_fwhm_ang**2)
-        data = {"place": state.place[rows]} | ({"trace": counts} if dwell.trace else {})
+        data = {"place": state.place[rows], **({"trace": counts} if dwell.trace else {})}
         return Reading("Dwell", rows, seconds, electrons, mean_areal, data, calibration)
 
     def _move_stage(self, move: MoveStage) -> Reading:
