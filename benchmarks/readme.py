@@ -101,7 +101,8 @@ def _fidelity(stored: Mapping[str, Any]) -> str:
         lines += [
             "",
             f"The surrogate is {min(ratios):,.0f} to {max(ratios):,.0f} times faster than abTEM on the same pictures, "
-            "one core each; abTEM was timed on a share of the places and phonon configurations of a picture and scaled up.",
+            "one core each; abTEM was timed on a share of the places and phonon configurations of a picture and scaled "
+            "up.",
         ]
     return "\n".join(lines)
 
