@@ -9,7 +9,6 @@ ELECTRON_REST_ENERGY_KEV = 510.99895
 HC_KEV_ANG = 12.398419843  # h c
 BOHR_RADIUS_ANG = 0.529177210903
 FINE_STRUCTURE = 7.2973525693e-3
-ANG_PER_M = 1e10
 ANG_PER_NM = 10.0
 ANG2_PER_BARN = 1e-8
 
@@ -17,11 +16,6 @@ ANG2_PER_BARN = 1e-8
 def electrons(current_pa: float, time_s: float) -> float:
     """Electrons in a beam of `current_pa` during `time_s`; works on tensors as well."""
     return current_pa * time_s * ELECTRONS_PER_PC
-
-
-def coulomb_per_m2(electrons_per_ang2: float) -> float:
-    """Areal dose in C/m² from e/Å² (1 e/Å² = 16.02 C/m²)."""
-    return electrons_per_ang2 * 1.602176634e-19 * ANG_PER_M**2
 
 
 def fwhm_from_sigma(sigma: float) -> float:

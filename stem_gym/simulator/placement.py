@@ -7,11 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-
-def minimum_image_ang(step_ang: Tensor, cell_ang: Tensor) -> Tensor:
-    """The shortest periodic image of steps (B, …, 2) on cells (B, 2)."""
-    cell = cell_ang.reshape(cell_ang.shape[0], *([1] * (step_ang.ndim - 2)), 2)
-    return step_ang - cell * torch.round(step_ang / cell)
+from stem_gym.core.periodic import nearest_image
 
 
 def choose_sites(
@@ -27,7 +23,7 @@ def choose_sites(
         best, site = torch.where(allowed, keys, torch.full_like(keys, -1.0)).max(dim=1)
         ok = (best >= 0.0) & (slot < count)
         here = xy_ang.gather(1, site[:, None, None].expand(-1, 1, 2))
-        distance = minimum_image_ang(xy_ang - here, cell_ang).norm(dim=-1)
+        distance = nearest_image(xy_ang - here, cell_ang.unsqueeze(1)).norm(dim=-1)
         allowed = allowed & ~((distance < separation_ang) & ok[:, None])
         allowed = allowed.scatter(1, site[:, None], allowed.gather(1, site[:, None]) & ~ok[:, None])
         sites.append(site)

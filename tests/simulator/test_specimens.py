@@ -8,10 +8,11 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from stem_gym.core.errors import ConfigError
+from stem_gym.core.periodic import nearest_image
 from stem_gym.core.streams import Streams, row_seeds
 from stem_gym.simulator import specimens
 from stem_gym.simulator.lattices import LARGEST_STRAIN, cubic_points, graphene_lattice, mos2_lattice, supercells
-from stem_gym.simulator.placement import choose_sites, count_between, minimum_image_ang, random_rotation
+from stem_gym.simulator.placement import choose_sites, count_between, random_rotation
 from stem_gym.simulator.specimens import (
     AtomsRecipe,
     Contamination,
@@ -46,7 +47,7 @@ def build(recipe, rows: int = ROWS, seed: int = 7) -> Specimen:
 
 def periodic_distances(specimen: Specimen, row: int, index: torch.Tensor) -> torch.Tensor:
     place = specimen.xy_ang[row, index]
-    step = minimum_image_ang((place[:, None] - place[None])[None], specimen.cell_ang[row : row + 1])
+    step = nearest_image((place[:, None] - place[None])[None], specimen.cell_ang[row : row + 1])
     return step[0].norm(dim=-1)
 
 
@@ -198,7 +199,7 @@ def test_lattices_are_shifted_and_mirrored_at_random(kind):
     assert (place.var(0) - 1 / 12).abs().max() < 5 * math.sqrt(1 / 180 / 1000)
     assert abs(torch.corrcoef(place.T)[0, 1].item()) < 5 / math.sqrt(1000)
     # Seen from the first atom, the second lies to the left as often as to the right.
-    step = minimum_image_ang((specimen.xy_ang[:, 2] - specimen.xy_ang[:, 0])[:, None], specimen.cell_ang)[:, 0, 0]
+    step = nearest_image((specimen.xy_ang[:, 2] - specimen.xy_ang[:, 0])[:, None], specimen.cell_ang[:, None])[:, 0, 0]
     for size in step.abs().round(decimals=2).unique():
         same = step[(step.abs() - size).abs() < 0.01]
         if size > 0.1 and len(same) > 50:
@@ -305,9 +306,9 @@ def test_atoms_from_a_file(tmp_path):
     assert recipe.largest_cell_ang == pytest.approx((9.84, 12.78), abs=1e-4)
     specimen = build(recipe, 5)
     assert specimen.present.sum(1).tolist() == [24] * 5
-    step = minimum_image_ang(specimen.xy_ang - specimen.xy_ang[:, :1], specimen.cell_ang)
+    step = nearest_image(specimen.xy_ang - specimen.xy_ang[:, :1], specimen.cell_ang[:, None])
     # The same atoms, shifted as one.
-    assert minimum_image_ang(step - step[0], specimen.cell_ang).abs().max() < 1e-4
+    assert nearest_image(step - step[0], specimen.cell_ang[:, None]).abs().max() < 1e-4
 
 
 def test_a_file_that_can_not_be_read_is_named(tmp_path):
