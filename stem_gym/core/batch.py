@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -10,9 +11,23 @@ from torch import Tensor
 State = TypeVar("State")
 
 
+_FEW = 64  # numbers that Python compares sooner than torch starts
+
+
+def ends(values: Tensor) -> tuple[float, float]:
+    """The least and the largest of some numbers, both NaN where any of them is; at least one number."""
+    if values.numel() > _FEW or values.device.type != "cpu":
+        low, high = values.aminmax()
+        return float(low), float(high)
+    numbers = values.flatten().tolist()
+    if any(number != number for number in numbers):
+        return math.nan, math.nan
+    return float(min(numbers)), float(max(numbers))
+
+
 def take_rows(state: State, rows: Tensor) -> State:
     """The named rows of every tensor in `state` (nested dataclasses included), as a new state of len(rows) rows."""
-    return _map(state, lambda tensor: tensor[rows])
+    return _map(state, lambda tensor: tensor.index_select(0, rows))
 
 
 def put_rows(state: State, rows: Tensor, fresh: State) -> State:
@@ -48,6 +63,6 @@ def write_rows(state: State, rows: Tensor, fresh: State) -> None:
     for field in dataclasses.fields(state):  # type: ignore[arg-type]
         old, new = getattr(state, field.name), getattr(fresh, field.name)
         if isinstance(old, Tensor):
-            old[rows] = new
+            old.index_copy_(0, rows, new)
         elif dataclasses.is_dataclass(old):
             write_rows(old, rows, new)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stem_gym.core.batch import ends
 from stem_gym.core.errors import CapabilityError, InstructionError
 from stem_gym.core.instructions import Instruction, Reading, verb
 from stem_gym.core.streams import Streams
@@ -104,9 +105,11 @@ def check_instruction(instruction: Instruction, capabilities: Capabilities, rows
 def _check_rows(index: Tensor, name: str, rows: int) -> None:
     if index.dtype != torch.int64 or index.dim() != 1:
         raise InstructionError(f"{name}.rows must be int64 of shape (n,); given {index.dtype}, {tuple(index.shape)}.")
-    if len(index) and (int(index.min()) < 0 or int(index.max()) >= rows):
+    n = index.shape[0]
+    least, most = ends(index) if n else (0, 0)
+    if least < 0 or most >= rows:
         raise InstructionError(f"{name}.rows must lie in 0…{rows - 1}; given {index.tolist()[:8]}.")
-    if len(index) > 1 and bool((index.sort().values.diff() == 0).any()):
+    if n > 1 and bool((index.sort().values.diff() == 0).any()):
         raise InstructionError(f"{name}.rows must name each row once; given {index.tolist()[:8]}.")
 
 
@@ -152,7 +155,7 @@ def _check_values(instruction: Instruction, name: str, limits: Mapping[str, Limi
             raise InstructionError(f"{name}.{key} must be a tensor {right} of {kind}; given {given}.")
         if n == 0 or key == "on":
             continue
-        low, high = (float(bound) for bound in value.aminmax())
+        low, high = ends(value)
         allowed = limits.get(key, Limits(-float("inf"), float("inf")))
         least, most = allowed.low - _ROUNDING * abs(allowed.low), allowed.high + _ROUNDING * abs(allowed.high)
         if not (least <= low and high <= most and math.isfinite(low) and math.isfinite(high)):

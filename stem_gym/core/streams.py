@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,9 +23,9 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
-_LANES = np.array(_MULTIPLIERS)[:, None, None]
+_LANES = np.array(_MULTIPLIERS, np.uint64)[:, None, None]
+_HIGH = 1 if sys.byteorder == "little" else 0  # where a 64-bit word keeps its high half
 _KEY_SCHEDULE = np.arange(_ROUNDS)[:, None, None] * np.array(_KEY_STEPS)[:, None]  # (rounds, 2, 1)
-_ONE_DRAW = torch.tensor([0, 0, 0, 1])
 _FUSED_FROM_DRAWS = 1024  # a row; for fewer, such as the samples of a trace, compiling another kernel does not pay
 _NUMPY_UP_TO_ROWS = 16  # beyond, torch's wider loops win over numpy's quicker start
 _SMALL_RATE = 10.0  # below: inversion of the Poisson law; above: its asymptotic quantile
@@ -86,14 +87,14 @@ def _uniform(address: Tensor, count: int) -> Tensor:
 def _uniform_numpy(address: np.ndarray, count: int) -> np.ndarray:
     """The same numbers from numpy, which starts small operations faster, with both halves of a counter in one array."""
     blocks = (count + 3) // 4
-    even, odd = np.zeros((2, 2, len(address), blocks), np.int64)
+    even, odd = np.zeros((2, 2, len(address), blocks), np.uint32)
     even[0], even[1] = np.arange(blocks), address[:, 2:3]
     odd[0] = address[:, 3:4]
-    keys = (address[:, :2].T + _KEY_SCHEDULE) & _MASK  # (rounds, 2, n)
+    keys = ((address[:, :2].T + _KEY_SCHEDULE) & _MASK).astype(np.uint32)  # (rounds, 2, n)
     for key in keys[..., None]:
-        product = even * _LANES
-        even = ((product >> 32) & _MASK)[::-1] ^ odd ^ key
-        odd = (product & _MASK)[::-1]
+        halves = (even * _LANES).view(np.uint32)  # of the 64-bit products: low, high, low, high, …
+        even = halves[::-1, :, _HIGH::2] ^ odd ^ key
+        odd = halves[::-1, :, 1 - _HIGH :: 2]
     words = np.concatenate((even[0], odd[0], even[1], odd[1]), axis=1)[:, :count]
     return ((words >> 9).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
 
@@ -207,6 +208,7 @@ class Streams:
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu", fused: bool = False) -> None:
         rows = len(seeds)
         self._address = torch.zeros(rows, 4, dtype=torch.int64, device=device)  # two key words, episode, draw
+        self._one_draw = torch.tensor([0, 0, 0, 1], device=device)
         self._fused = fused
         self.seed(torch.arange(rows, device=device), seeds)
 
@@ -272,6 +274,6 @@ class Streams:
 
     def _next_address(self, rows: Tensor) -> Tensor:
         """Where the next draw of `rows` (n,) is, (n, 4); moves their streams on."""
-        address = self._address[rows]
-        self._address.index_add_(0, rows, _ONE_DRAW.to(self.device).expand(len(rows), 4))
+        address = self._address.index_select(0, rows)
+        self._address.index_add_(0, rows, self._one_draw.expand(len(address), 4))
         return address

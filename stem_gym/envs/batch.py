@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stem_gym.core.batch import clone_rows, put_rows, take_rows
 from stem_gym.core.config import Budget
-from stem_gym.core.errors import ActionError, CapabilityError, InstructionError
+from stem_gym.core.errors import ActionError, CapabilityError, ConfigError, InstructionError
 from stem_gym.core.instructions import Instruction, Reading
 from stem_gym.core.instrument import Instrument
 from stem_gym.core.streams import Streams
@@ -71,9 +71,8 @@ class BatchEnv:
         self.task, self.instrument, self.budget = task, instrument, budget
         self.rows, self.device = instrument.rows, instrument.device
         self.action_space = task.action_space
-        if isinstance(task.action_space, spaces.Box):
-            self._low = torch.as_tensor(task.action_space.low - _ROUNDING, device=self.device)
-            self._high = torch.as_tensor(task.action_space.high + _ROUNDING, device=self.device)
+        self.action_dtype = torch.from_numpy(np.zeros(0, task.action_space.dtype)).dtype
+        self._low, self._high = (torch.as_tensor(end, device=self.device) for end in _bounds(task.action_space))
         self.observation_space = spaces.Dict(
             {**task.observation_space.spaces, "budget": spaces.Box(0.0, 1.0, (3,), np.float32)}
         )
@@ -198,20 +197,30 @@ class BatchEnv:
         return (1.0 - used).clamp(min=0.0).float()
 
     def _check_action(self, action: Tensor, rows: Tensor) -> None:
-        space = self.action_space
-        expected = (self.rows, *(space.shape or ()))
+        expected = (self.rows, *(self.action_space.shape or ()))
         if tuple(action.shape) != expected:
             raise ActionError(f"Actions must have shape {expected}; given {tuple(action.shape)}.")
-        if not isinstance(space, spaces.Box):
-            return
-        given = action[rows]
-        inside = (given >= self._low) & (given <= self._high) & given.isfinite()
+        given = action.index_select(0, rows)
+        inside = (given >= self._low) & (given <= self._high)
         if not bool(inside.all()):
-            low, high = (float(end) for end in given.aminmax())
+            low, high = (float(bound) for bound in (self._low.min(), self._high.max()))
+            first = (~inside).nonzero()[0].tolist()
+            entry = f", entry {first[1]}" if len(first) > 1 else ""
             raise ActionError(
-                f"Actions must be finite and within [{space.low.min():g}, {space.high.max():g}]; "
-                f"given {low:g} to {high:g}."
+                f"Actions must be finite and within [{low:.3g}, {high:.3g}]; "
+                f"given {float(given[tuple(first)]):g} in row {int(rows[first[0]])}{entry}."
             )
+
+
+def _bounds(space: spaces.Space[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the largest actions; finite, so that no infinity and no NaN is between them."""
+    if isinstance(space, spaces.Box):
+        return np.nan_to_num(space.low) - _ROUNDING, np.nan_to_num(space.high) + _ROUNDING
+    if isinstance(space, spaces.Discrete):
+        return np.asarray(space.start), np.asarray(space.start + space.n - 1)
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.start, space.start + space.nvec - 1
+    raise ConfigError(f"An action space must be Box, Discrete or MultiDiscrete; given {space}.")
 
 
 def check_capabilities(task: Task[Any], instrument: Instrument) -> None:

@@ -281,7 +281,9 @@ def _as_tensor(action: Any, batch: BatchEnv, one: bool = False) -> Tensor:
     """The action as a tensor on the batch's device. Raises ActionError for what is no array of numbers."""
     try:
         array = action if isinstance(action, Tensor) else torch.from_numpy(np.asarray(action))
-        tensor = array.to(dtype=torch.from_numpy(np.zeros(0, batch.action_space.dtype)).dtype, device=batch.device)
+        tensor = array.to(dtype=batch.action_dtype, device=batch.device)
+        if not tensor.is_floating_point() and array.is_floating_point():
+            raise TypeError("whole numbers are wanted")
     except (TypeError, ValueError) as error:
         raise ActionError(
             f"An action must be an array of numbers like {batch.action_space}; given {action!r}."

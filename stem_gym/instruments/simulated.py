@@ -235,19 +235,21 @@ class SimulatedMicroscope(Instrument):
         x = corner_ang[:, :1] + size_ang[:, :1] * pixel_centres(width, self.device)
         y = corner_ang[:, 1:] + size_ang[:, 1:] * pixel_centres(height, self.device)
         skew = drift.distortion  # true = distortion @ wanted, upper triangular
-        shift = state.beam_shift_ang[rows].unsqueeze(1) - displacement_of_rows(knots, height)  # (n, H, 2)
+        shift = state.beam_shift_ang.index_select(0, rows).unsqueeze(1) - displacement_of_rows(
+            knots, height
+        )  # (n, H, 2)
         shift = shift + torch.stack((skew[:, 0, 1:] * y, torch.zeros_like(y)), dim=-1)
         if config.detector.line_jitter_ang > 0.0:
             shift = shift + line_jitter_ang(self._streams, rows, height, config.detector)
         x, y = skew[:, 0, :1] * x, skew[:, 1, 1:] * y
-        cell, current = state.specimen.cell_ang[rows], state.current_pa[rows]
-        fraction = self._through_haze(imaging.scan_image(state.series[rows], cell, x, y, shift), rows)
+        cell, current = (whole.index_select(0, rows) for whole in (state.specimen.cell_ang, state.current_pa))
+        fraction = self._through_haze(imaging.scan_image(state.series.index_select(0, rows), cell, x, y, shift), rows)
         mean = expected_electrons(fraction, current, scan.dwell_s, config.detector)
         counts = detect(mean, self._streams, rows, config.detector)
         electrons = current * scan.dwell_s * (height * width * ELECTRONS_PER_PC)
-        state.fov_ang[rows] = scan.fov_ang
+        state.fov_ang.index_copy_(0, rows, scan.fov_ang)
         true_x, true_y = x + shift[:, :, 0].mean(1, keepdim=True), y + shift[:, :, 1]
-        state.dose_map[rows] += dose.frame_map(electrons, true_x, true_y, cell, self._bins)
+        state.dose_map.index_add_(0, rows, dose.frame_map(electrons, true_x, true_y, cell, self._bins))
         self._spend(rows, seconds, electrons, drift)
         if config.removal is not None:
             atoms = self._fragile_places(rows)
@@ -264,7 +266,8 @@ class SimulatedMicroscope(Instrument):
         return Reading("Scan", rows, seconds, electrons, areal, {"images": counts.unsqueeze(1)}, calibration)
 
     def _park(self, park: Park) -> Reading:
-        self._now.place[park.rows] = place = torch.stack((park.x, park.y), dim=-1)
+        place = torch.stack((park.x, park.y), dim=-1)
+        self._now.place.index_copy_(0, park.rows, place)
         return self._pass_time(park, torch.full_like(park.x, self.config.overheads.park_s), {"place": place})
 
     def _dwell(self, dwell: Dwell) -> Reading:
@@ -272,11 +275,12 @@ class SimulatedMicroscope(Instrument):
         samples = samples_of(dwell, PATH_SAMPLES)
         sample_s = dwell.time_s / samples
         knots, drift = self._advance(rows, sample_s.unsqueeze(1).expand(-1, samples))
-        wanted = (state.place[rows] - 0.5) * state.fov_ang[rows].unsqueeze(1)
-        place = (drift.distortion * wanted.unsqueeze(1)).sum(2) + state.beam_shift_ang[rows]
+        parked = state.place.index_select(0, rows)
+        wanted = (parked - 0.5) * state.fov_ang.index_select(0, rows).unsqueeze(1)
+        place = (drift.distortion * wanted.unsqueeze(1)).sum(2) + state.beam_shift_ang.index_select(0, rows)
         path = place.unsqueeze(1) - 0.5 * (knots[:, 1:] + knots[:, :-1])  # (n, J, 2)
-        cell, current = state.specimen.cell_ang[rows], state.current_pa[rows]
-        fraction = self._through_haze(imaging.probe_signal(state.series[rows], cell, path), rows)
+        cell, current = (whole.index_select(0, rows) for whole in (state.specimen.cell_ang, state.current_pa))
+        fraction = self._through_haze(imaging.probe_signal(state.series.index_select(0, rows), cell, path), rows)
         counts = detect(
             expected_electrons(fraction, current, sample_s, config.detector), self._streams, rows, config.detector
         )
@@ -288,8 +292,8 @@ class SimulatedMicroscope(Instrument):
         seconds = sample_s * used
         electrons = current * seconds * ELECTRONS_PER_PC
         path = torch.gather(path, 1, spread_over(used, PATH_SAMPLES).unsqueeze(-1).expand(-1, -1, 2))
-        state.probe_path_ang[rows] = path
-        state.dose_map[rows] += dose.point_map(electrons, path, cell, self._bins)
+        state.probe_path_ang.index_copy_(0, rows, path)
+        state.dose_map.index_add_(0, rows, dose.point_map(electrons, path, cell, self._bins))
         self._spend(rows, seconds, electrons, drift)
         if config.removal is not None:
             atoms = self._fragile_places(rows)
@@ -301,7 +305,7 @@ class SimulatedMicroscope(Instrument):
             **self._detector_calibration(electrons),
         }
         mean_areal = electrons / (0.25 * torch.pi * self._probe_fwhm_ang**2)
-        data = {"place": state.place[rows], **({"trace": counts} if dwell.trace else {})}
+        data = {"place": parked, **({"trace": counts} if dwell.trace else {})}
         return Reading("Dwell", rows, seconds, electrons, mean_areal, data, calibration)
 
     def _move_stage(self, move: MoveStage) -> Reading:
@@ -351,8 +355,8 @@ class SimulatedMicroscope(Instrument):
     def _spend(self, rows: Tensor, seconds: Tensor, electrons: Tensor, drift: DriftState) -> None:
         state = self._now
         write_rows(state.drift, rows, drift)
-        state.clock_s[rows] += seconds
-        state.electrons[rows] += electrons.double()
+        state.clock_s.index_add_(0, rows, seconds)
+        state.electrons.index_add_(0, rows, electrons.double())
 
     def _through_haze(self, fraction: Tensor, rows: Tensor) -> Tensor:
         """The collected fraction (n, …) with what the contamination adds that the dose so far has gathered."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -15,15 +16,19 @@ def frame_map(electrons: Tensor, x_ang: Tensor, y_ang: Tensor, cell_ang: Tensor,
 
     Each place is shared between its two nearest bins on either axis, so that the sum is the ledger's.
     """
-    x = _histogram(x_ang / cell_ang[:, :1], bins)
-    y = _histogram(y_ang / cell_ang[:, 1:], bins)
-    return _per_area(electrons, cell_ang, bins) * y.unsqueeze(2) * x.unsqueeze(1)
+    turns = torch.cat((x_ang / cell_ang[:, :1], y_ang / cell_ang[:, 1:]), dim=1)
+    left, right, share = _corners(turns, bins)
+    first, weight = _two_axes(x_ang.shape[1], y_ang.shape[1], bins, turns.device)
+    empty = turns.new_zeros(turns.shape[0], 2 * bins)
+    both = empty.scatter_add(1, left + first, (1.0 - share) * weight).scatter_add(1, right + first, share * weight)
+    return _per_area(electrons, cell_ang, bins) * both[:, bins:, None] * both[:, None, :bins]
 
 
 def point_map(electrons: Tensor, xy_ang: Tensor, cell_ang: Tensor, bins: int) -> Tensor:
     """Electrons (n,) shared evenly by the places (n, J, 2): (n, bins, bins) in e/Å², binned as `frame_map` does."""
-    x = _shares(xy_ang[..., 0] / cell_ang[:, :1], bins)  # (n, J, bins)
-    y = _shares(xy_ang[..., 1] / cell_ang[:, 1:], bins)
+    left, right, share = (part.unsqueeze(-1) for part in _corners(xy_ang / cell_ang.unsqueeze(1), bins))
+    empty = xy_ang.new_zeros(*xy_ang.shape, bins)
+    x, y = empty.scatter_add(3, left, 1.0 - share).scatter_add(3, right, share).unbind(2)  # (n, J, bins)
     mean = torch.bmm(y.transpose(1, 2), x) / xy_ang.shape[1]
     return _per_area(electrons, cell_ang, bins) * mean
 
@@ -67,16 +72,10 @@ def _corners(turns: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.remainder(index, bins), torch.remainder(index + 1, bins), share
 
 
-def _histogram(turns: Tensor, bins: int) -> Tensor:
-    left, right, share = _corners(turns, bins)
-    weight = 1.0 / turns.shape[1]
-    total = torch.zeros(turns.shape[0], bins, dtype=turns.dtype, device=turns.device)
-    return total.scatter_add(1, left, (1.0 - share) * weight).scatter_add(1, right, share * weight)
-
-
-def _shares(turns: Tensor, bins: int) -> Tensor:
-    left, right, share = _corners(turns, bins)
-    total = torch.zeros(*turns.shape, bins, dtype=turns.dtype, device=turns.device)
-    return total.scatter_add(2, left[..., None], (1.0 - share)[..., None]).scatter_add(
-        2, right[..., None], share[..., None]
-    )
+@functools.cache
+@torch.inference_mode(False)
+def _two_axes(columns: int, rows: int, bins: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For columns, then rows, in one histogram of 2 bins: the first bin of their axis, and what a place weighs."""
+    first = torch.cat((torch.zeros(columns, dtype=torch.int64), torch.full((rows,), bins)))
+    weight = torch.cat((torch.full((columns,), 1.0 / columns), torch.full((rows,), 1.0 / rows)))
+    return first.to(device), weight.to(device)

@@ -99,17 +99,18 @@ def advance(
     gone = -torch.expm1(-scaled)
     # Exact covariance of an integrated Ornstein-Uhlenbeck step, for a velocity of variance s2 on each axis.
     velocity_variance = -torch.expm1(-2.0 * scaled)
-    path_variance = _path_variance(scaled)
-    covariance = gone * gone
-    to_path = covariance / torch.sqrt(velocity_variance.clamp(min=1e-30))
-    rest = (path_variance - to_path * to_path).clamp(min=0.0)
+    to_path = gone * gone / torch.sqrt(velocity_variance.clamp(min=1e-30))
+    rest = (_path_variance(scaled, gone, velocity_variance) - to_path * to_path).clamp(min=0.0)
     sigma = model.speed_ang_per_s / 2.0**0.5
-    kick = sigma * torch.sqrt(velocity_variance) * noise[:, :, 0]
-    wander = sigma * tau * (to_path * noise[:, :, 0] + torch.sqrt(rest) * noise[:, :, 1])
-    walk = (2.0 * model.diffusion_ang2_per_s * dt_s).sqrt()[..., None] * noise[:, :, 2]
+    first, second, third = noise.unbind(2)
+    kick = sigma * torch.sqrt(velocity_variance) * first
+    wander = sigma * tau * (to_path * first + torch.sqrt(rest) * second)
     elapsed = torch.cumsum(dt_s, dim=1)
     velocity = _velocities(state.velocity_ang_per_s, elapsed / tau, kick)  # (B, J + 1, 2)
-    position = state.position_ang[:, None] + torch.cumsum(velocity[:, :-1] * gone * tau + wander + walk, dim=1)
+    stride = velocity[:, :-1] * gone * tau + wander
+    if model.diffusion_ang2_per_s > 0.0:
+        stride = stride + (2.0 * model.diffusion_ang2_per_s * dt_s).sqrt()[..., None] * third
+    position = state.position_ang[:, None] + torch.cumsum(stride, dim=1)
     creep = state.creep_ang[:, None] * torch.exp(-elapsed[..., None] / model.settling_s)
     after = DriftState(position[:, -1], velocity[:, -1], creep[:, -1], state.distortion)
     return position - creep, after
@@ -133,11 +134,15 @@ def distort(state: DriftState, xy_ang: Tensor) -> Tensor:
     return xy_ang @ state.distortion.transpose(1, 2)
 
 
-def _path_variance(scaled: Tensor) -> Tensor:
-    """2 x - 3 + 4 exp(-x) - exp(-2x): variance of the path in units of (sigma tau)^2, after x correlation times."""
-    exact = 2.0 * scaled + 4.0 * torch.expm1(-scaled) - torch.expm1(-2.0 * scaled)
+def _path_variance(scaled: Tensor, gone: Tensor, gone_twice: Tensor) -> Tensor:
+    """2 x - 3 + 4 exp(-x) - exp(-2x): variance of the path in units of (sigma tau)^2, after x correlation times.
+
+    `gone` is 1 - exp(-x), `gone_twice` 1 - exp(-2x).
+    """
+    exact = 2.0 * scaled - 4.0 * gone + gone_twice
     # The terms cancel to third order, which float32 can not carry below x of about 0.1.
-    series = scaled**3 * (2.0 / 3.0 - 0.5 * scaled + (7.0 / 30.0) * scaled**2 - scaled**3 / 12.0)
+    cube = scaled**3
+    series = cube * (2.0 / 3.0 - 0.5 * scaled + (7.0 / 30.0) * scaled**2 - cube / 12.0)
     return torch.where(scaled < 0.1, series, exact)
 
 

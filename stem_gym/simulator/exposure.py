@@ -7,6 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
+from stem_gym.core.batch import ends
 from stem_gym.core.errors import InstructionError
 from stem_gym.core.instructions import Dwell, TraceRule
 from stem_gym.simulator.drift import DriftState
@@ -69,8 +70,8 @@ def drift_at(used: Tensor, knots: Tensor, before: DriftState, after: DriftState)
 
 def check_region(region: Tensor) -> None:
     """Refuse regions (n, 4) that are empty or reach beyond the frame. Raises InstructionError."""
-    end = region[:, :2] + region[:, 2:]
-    if bool((region[:, 2:] <= 0.0).any() | (end > 1.0 + 1e-5).any()):
+    corner, size = region.split(2, dim=1)
+    if len(region) and (ends(size)[0] <= 0.0 or ends(corner + size)[1] > 1.0 + 1e-5):
         raise InstructionError(
             "Scan.region is (left, top, width, height) in fractions of the frame, with positive size and inside it; "
             f"given {region.tolist()[:4]}."

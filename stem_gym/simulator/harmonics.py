@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,17 +53,24 @@ def harmonic_table(turns: Tensor, count: int) -> Tensor:
 
     By the addition theorem with h = coarse + fine: 2 sqrt(N) cosines and sines a place instead of N.
     """
-    fine = math.isqrt(count - 1) + 1
-    size = padded_orders(count)
-    angle = (2.0 * math.pi) * (turns - torch.round(turns.detach()))[:, None]  # (B, 1, P)
-    order = torch.arange(fine, dtype=turns.dtype, device=turns.device)[None, :, None]
-    start = fine * torch.arange(size // fine, dtype=turns.dtype, device=turns.device)[None, :, None]
-    cosine, sine = torch.cos(angle * order), torch.sin(angle * order)
-    first = torch.stack((cosine, sine), dim=1)[:, :, None]  # (B, 2, 1, fine, P)
-    turned = torch.stack((-sine, cosine), dim=1)[:, :, None]
-    start_cosine, start_sine = (f(angle * start)[:, None, :, None] for f in (torch.cos, torch.sin))
+    orders, fine = _fine_and_coarse(count, turns.dtype, turns.device)
+    angle = (2.0 * math.pi) * (turns - torch.round(turns.detach()))[:, None] * orders  # (B, fine + coarse, P)
+    cosine, sine = torch.cos(angle), torch.sin(angle)
+    first = torch.stack((cosine[:, :fine], sine[:, :fine]), dim=1)[:, :, None]  # (B, 2, 1, fine, P)
+    turned = torch.stack((-sine[:, :fine], cosine[:, :fine]), dim=1)[:, :, None]
+    start_cosine, start_sine = cosine[:, None, fine:, None], sine[:, None, fine:, None]
     table = torch.addcmul(start_cosine * first, start_sine, turned)  # (B, 2, coarse, fine, P)
-    return table.reshape(turns.shape[0], 2 * size, turns.shape[1])
+    return table.reshape(turns.shape[0], -1, turns.shape[1])
+
+
+@functools.cache
+@torch.inference_mode(False)  # kept tensors serve gradients too
+def _fine_and_coarse(count: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, int]:
+    """The two factors' orders one after the other, (1, fine + coarse, 1), and how many are fine."""
+    fine = math.isqrt(count - 1) + 1
+    coarse = padded_orders(count) // fine
+    orders = torch.cat((torch.arange(fine), fine * torch.arange(coarse)))
+    return orders.to(dtype=dtype, device=device)[None, :, None], fine
 
 
 def in_blocks(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:

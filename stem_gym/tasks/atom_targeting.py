@@ -151,6 +151,8 @@ class AtomTargeting(Task[State]):
         self._atomic_number = atomic_number_of(config.element)
         _check(config)
         size = config.pixels
+        self._pixel_centres = (torch.arange(size) + 0.5) / size  # parts of a frame
+        self._slots = torch.arange(config.targets)
         unit: dict[str, Any] = {"low": 0.0, "high": 1.0, "dtype": np.float32}
         self.action_space = spaces.Box(-1.0, 1.0, (5,), np.float32)
         self.observation_space = spaces.Dict(
@@ -207,7 +209,7 @@ class AtomTargeting(Task[State]):
     def plan(self, state: State, action: Tensor, rows: Tensor) -> Sequence[Instruction]:
         """Scans for some rows, park and dwell for the others."""
         config = self.config
-        action = action[rows]
+        action = action.index_select(0, rows)
         scans = action[:, 0] >= 0.0
         part = (0.5 * (action[:, 1:] + 1.0)).clamp(0.0, 1.0)  # (n, 4) x, y, size, time; rounding beyond the ends is cut
         place = part[:, :2]
@@ -222,23 +224,23 @@ class AtomTargeting(Task[State]):
         if len(frames):
             instructions.append(self._scan(rows[frames], region[frames], pixel_s[frames]))
         if len(stays):
-            instructions.append(Park(rows[stays], place[stays, 0], place[stays, 1]))
-            instructions.append(Dwell(rows[stays], dwell_s[stays], trace=TRACE_SAMPLES))
+            parked = rows[stays]
+            instructions.append(Park(parked, *place.index_select(0, stays).unbind(1)))
+            instructions.append(Dwell(parked, dwell_s[stays], trace=TRACE_SAMPLES))
         return instructions
 
     def observe(self, state: State, readings: Sequence[Reading]) -> tuple[State, Observation]:
         """The operator's view after the readings."""
+        clock_s, electrons = state.clock_s, state.electrons
+        changes: dict[str, Tensor] = {}
         for reading in readings:
-            rows = reading.rows
-            state = replace(
-                state,
-                clock_s=state.clock_s.index_add(0, rows, reading.seconds),
-                electrons=state.electrons.index_add(0, rows, reading.electrons),
-            )
+            clock_s = clock_s.index_add(0, reading.rows, reading.seconds)
+            electrons = electrons.index_add(0, reading.rows, reading.electrons)
             if reading.verb == "Scan":
-                state = self._see_frame(state, reading)
+                changes |= self._see_frame(state, reading, clock_s)
             elif reading.verb == "Dwell":
-                state = self._see_dwell(state, reading)
+                changes |= self._see_dwell(state, reading, clock_s)
+        state = replace(state, clock_s=clock_s, electrons=electrons, **changes)
         return state, self._observation(state)
 
     def score(self, state: State, readings: Sequence[Reading], truth: Mapping[str, Tensor]) -> tuple[State, Score]:
@@ -249,9 +251,9 @@ class AtomTargeting(Task[State]):
         for_truth = bool(truth)
         if for_truth:
             state = self._judge(self._look_up_targets(state, truth), readings, truth)
-        terms_seen = self._terms(state.seen_useful - seen_before, spent, seconds)
-        terms_true = self._terms(state.useful - true_before, spent, seconds)
-        reward_seen, reward_true = _sum(terms_seen), _sum(terms_true)
+        gains = torch.stack((state.seen_useful - seen_before, state.useful - true_before))
+        terms = self._terms(gains, spent, seconds)
+        reward_seen, reward_true = torch.stack(tuple(terms.values())).sum(0).unbind(0)
         state = replace(
             state,
             seen_before=state.seen_useful,
@@ -265,7 +267,7 @@ class AtomTargeting(Task[State]):
         success, success_seen = served >= needed, seen >= self.config.targets
         lost = state.lost & ~success if for_truth else torch.zeros_like(success)
         metrics = {
-            **(terms_true if by_truth else terms_seen),
+            **{name: term[int(by_truth)] for name, term in terms.items()},
             "targets_served": (served if for_truth else seen).float(),
             "targets_served_perceived": seen.float(),
             "success": (success if for_truth else success_seen).float(),
@@ -295,19 +297,20 @@ class AtomTargeting(Task[State]):
         fov = torch.full((len(rows),), config.fov_ang, device=rows.device)
         return Scan(rows, fov, (config.pixels, config.pixels), dwell_s, region)
 
-    def _see_frame(self, state: State, reading: Reading) -> State:
+    def _see_frame(self, state: State, reading: Reading, clock_s: Tensor) -> dict[str, Tensor]:
+        """What a frame that ended at `clock_s` changes in the state."""
         rows, calibration = reading.rows, reading.calibration
         fraction = _fraction(reading.data["images"][:, 0], calibration, "electrons_per_pixel")
         image = (fraction * (255.0 / self.config.image_full_scale)).round().clamp(0.0, 255.0).to(torch.uint8)
-        return replace(
-            state,
-            image=state.image.index_copy(0, rows, image),
-            region=state.region.index_copy(0, rows, calibration["region"]),
-            frame_s=state.frame_s.index_copy(0, rows, state.clock_s[rows]),
-            pixel_dwell_s=state.pixel_dwell_s.index_copy(0, rows, calibration["pixel_dwell_s"]),
-        )
+        return {
+            "image": state.image.index_copy(0, rows, image),
+            "region": state.region.index_copy(0, rows, calibration["region"]),
+            "frame_s": state.frame_s.index_copy(0, rows, clock_s.index_select(0, rows)),
+            "pixel_dwell_s": state.pixel_dwell_s.index_copy(0, rows, calibration["pixel_dwell_s"]),
+        }
 
-    def _see_dwell(self, state: State, reading: Reading) -> State:
+    def _see_dwell(self, state: State, reading: Reading, clock_s: Tensor) -> dict[str, Tensor]:
+        """What a dwell that ended at `clock_s` changes in the state."""
         config, rows, place = self.config, reading.rows, reading.data["place"]
         fraction = _fraction(reading.data["trace"], reading.calibration, "electrons_per_sample")  # (n, J)
         accepted = reading.electrons * (fraction > config.accepted_fraction).float().mean(1)
@@ -317,21 +320,19 @@ class AtomTargeting(Task[State]):
         ) / (4.0 * config.accepted_fraction)
         zero = torch.zeros_like(reading.seconds)
         trace = torch.cat((signal, torch.stack((reading.seconds / config.dwell_max_s, zero), dim=1)), dim=1)
-        site, electrons = self._credit(state.site[rows], state.site_electrons[rows], place, accepted)
-        gain = electrons.clamp(max=config.wanted_electrons) - state.site_electrons[rows].clamp(
-            max=config.wanted_electrons
-        )
+        before = state.site_electrons.index_select(0, rows)
+        site, electrons = self._credit(state.site.index_select(0, rows), before, place, accepted)
+        gain = electrons.clamp(max=config.wanted_electrons) - before.clamp(max=config.wanted_electrons)
         marks = torch.cat((state.dwell_places[rows, 1:], place.unsqueeze(1)), dim=1)
-        return replace(
-            state,
-            place=state.place.index_copy(0, rows, place),
-            trace=state.trace.index_copy(0, rows, trace),
-            dwelled_s=state.dwelled_s.index_copy(0, rows, state.clock_s[rows]),
-            site=state.site.index_copy(0, rows, site),
-            site_electrons=state.site_electrons.index_copy(0, rows, electrons),
-            dwell_places=state.dwell_places.index_copy(0, rows, marks),
-            seen_useful=state.seen_useful.index_add(0, rows, gain.sum(1)),
-        )
+        return {
+            "place": state.place.index_copy(0, rows, place),
+            "trace": state.trace.index_copy(0, rows, trace),
+            "dwelled_s": state.dwelled_s.index_copy(0, rows, clock_s.index_select(0, rows)),
+            "site": state.site.index_copy(0, rows, site),
+            "site_electrons": state.site_electrons.index_copy(0, rows, electrons),
+            "dwell_places": state.dwell_places.index_copy(0, rows, marks),
+            "seen_useful": state.seen_useful.index_add(0, rows, gain.sum(1)),
+        }
 
     def _credit(self, site: Tensor, electrons: Tensor, place: Tensor, accepted: Tensor) -> tuple[Tensor, Tensor]:
         """Sites (n, N, 2) and their electrons (n, N) after a dwell at `place` of which `accepted` (n,) are believed.
@@ -345,26 +346,23 @@ class AtomTargeting(Task[State]):
         reachable = nearest_ang < self.config.site_merge_ang
         slot = torch.where(reachable, nearest, empty.float().argmax(1))
         takes = (accepted > 0.0) & (reachable | empty.any(1))
-        chosen = torch.nn.functional.one_hot(slot, site.shape[1]).bool() & takes.unsqueeze(1)
+        chosen = (self._slots.to(slot.device) == slot.unsqueeze(1)) & takes.unsqueeze(1)
         moved = torch.where(chosen.unsqueeze(-1), place.unsqueeze(1), site)
         return moved, electrons + chosen * accepted.unsqueeze(1)
 
     def _observation(self, state: State) -> Observation:
         config = self.config
         share = (state.site_electrons / config.wanted_electrons).clamp(max=2.0)
-        age = ((state.clock_s - state.frame_s) / 10.0).clamp(0.0, 1.0)
-        trace = torch.cat(
-            (
-                state.trace[:, :5].clamp(0.0, 4.0),
-                ((state.clock_s - state.dwelled_s) / 10.0).clamp(0.0, 1.0).unsqueeze(1),
-            ),
-            dim=1,
-        )
+        ended_s = torch.stack((state.frame_s, state.dwelled_s), dim=1)
+        age, trace_age = ((state.clock_s.unsqueeze(1) - ended_s) / 10.0).clamp(0.0, 1.0).split(1, dim=1)
+        trace = torch.cat((state.trace[:, :5].clamp(0.0, 4.0), trace_age), dim=1)
         known = (share > 0.0).unsqueeze(-1)
         return {
             "image": torch.stack((state.image, self._draw_delivered(state, share)), dim=1),
             "region": state.region.clone(),
-            "frame": torch.stack((state.pixel_dwell_s / config.pixel_dwell_max_s, age), dim=1).clamp(0.0, 1.0),
+            "frame": torch.cat(
+                ((state.pixel_dwell_s / config.pixel_dwell_max_s).clamp(0.0, 1.0).unsqueeze(1), age), dim=1
+            ),
             "dwell": trace,
             "probe": state.place.clone(),
             "delivered": torch.cat((state.site * known, share.unsqueeze(-1)), dim=-1),
@@ -372,10 +370,10 @@ class AtomTargeting(Task[State]):
 
     def _draw_delivered(self, state: State, share: Tensor) -> Tensor:
         """The sites as soft spots on the region of the last frame: (B, H, W) uint8."""
-        corner, size = state.region[:, None, :2, None], state.region[:, None, 2:, None]
-        centre = (torch.arange(self.config.pixels, device=share.device) + 0.5) / self.config.pixels
+        corner, size = state.region[:, None, :, None].split(2, dim=2)
         sigma = self.config.probe_fwhm_ang / self.config.fov_ang
-        away = (corner + size * centre - state.site.unsqueeze(-1)) / sigma  # (B, N, 2, pixels)
+        places = corner + size * self._pixel_centres.to(share.device)
+        away = (places - state.site.unsqueeze(-1)) / sigma  # (B, N, 2, pixels)
         along_x, along_y = torch.exp(-0.5 * away.square()).unbind(2)
         spots = torch.bmm((along_y * (255.0 * share.clamp(max=1.0)).unsqueeze(-1)).transpose(1, 2), along_x)
         return spots.clamp(max=255.0).to(torch.uint8)
@@ -403,33 +401,40 @@ class AtomTargeting(Task[State]):
         """Book what the dwells truly delivered."""
         wanted = self.config.wanted_electrons
         present = torch.gather(truth["present"], 1, state.target) & state.is_target
+        delivered, useful = state.delivered, state.useful
+        squared_error_ang2, dwells = state.squared_error_ang2, state.dwells
         for reading in readings:
             if reading.verb != "Dwell":
                 continue
             rows = reading.rows
-            atom = _gather(truth["atom_xy_ang"][rows], state.target[rows])  # (n, N, 2)
-            delta = truth["probe_path_ang"][rows].unsqueeze(1) - atom.unsqueeze(2)
-            square = nearest_image(delta, truth["cell_ang"][rows][:, None, None]).square().sum(-1)  # (n, N, P)
-            square = torch.where(state.is_target[rows].unsqueeze(-1), square, _FAR_ANG)
-            near = (square < self.config.radius_ang**2) & present[rows].unsqueeze(-1)
-            delivered = state.delivered[rows] + near.float().mean(2) * reading.electrons.unsqueeze(1)
-            useful = delivered.clamp(max=wanted).sum(1)
-            state = replace(
-                state,
-                delivered=state.delivered.index_copy(0, rows, delivered),
-                useful=state.useful.index_copy(0, rows, useful),
-                squared_error_ang2=state.squared_error_ang2.index_add(0, rows, square.mean(2).amin(1)),
-                dwells=state.dwells.index_add(0, rows, torch.ones_like(useful)),
-            )
-        return replace(state, lost=~(present & (state.delivered < wanted)).any(1))
+            atom = _gather(truth["atom_xy_ang"].index_select(0, rows), state.target.index_select(0, rows))  # (n, N, 2)
+            delta = truth["probe_path_ang"].index_select(0, rows).unsqueeze(1) - atom.unsqueeze(2)
+            cell = truth["cell_ang"].index_select(0, rows)[:, None, None]
+            square = nearest_image(delta, cell).square().sum(-1)  # (n, N, P)
+            square = torch.where(state.is_target.index_select(0, rows).unsqueeze(-1), square, _FAR_ANG)
+            near = (square < self.config.radius_ang**2) & present.index_select(0, rows).unsqueeze(-1)
+            here = delivered.index_select(0, rows) + near.float().mean(2) * reading.electrons.unsqueeze(1)
+            within = here.clamp(max=wanted).sum(1)
+            delivered = delivered.index_copy(0, rows, here)
+            useful = useful.index_copy(0, rows, within)
+            squared_error_ang2 = squared_error_ang2.index_add(0, rows, square.mean(2).amin(1))
+            dwells = dwells.index_add(0, rows, torch.ones_like(within))
+        return replace(
+            state,
+            delivered=delivered,
+            useful=useful,
+            squared_error_ang2=squared_error_ang2,
+            dwells=dwells,
+            lost=~(present & (delivered < wanted)).any(1),
+        )
 
     def _terms(self, useful: Tensor, spent: Tensor, seconds: Tensor) -> dict[str, Tensor]:
-        """The three terms of the reward of a step."""
+        """The three terms of the reward of a step for useful electrons (2, B) as perceived and in truth."""
         config = self.config
         return {
             "reward_useful": useful / config.wanted_electrons,
             "reward_elsewhere": -config.elsewhere_weight * (spent - useful) / config.wanted_electrons,
-            "reward_time": -config.time_weight * seconds / 60.0,
+            "reward_time": (-config.time_weight * seconds / 60.0).expand(2, -1),
         }
 
 
@@ -469,10 +474,6 @@ def _fraction(counts: Tensor, calibration: Mapping[str, Tensor], electrons: str)
 def _gather(places: Tensor, index: Tensor) -> Tensor:
     """Places (B, K, 2) at indices (B, N): (B, N, 2)."""
     return torch.gather(places, 1, index.unsqueeze(-1).expand(-1, -1, 2))
-
-
-def _sum(terms: Mapping[str, Tensor]) -> Tensor:
-    return torch.stack(tuple(terms.values())).sum(0)
 
 
 def _spent(readings: Sequence[Reading], state: State) -> tuple[Tensor, Tensor]:
