@@ -23,6 +23,7 @@ from torch import Tensor
 from stem_gym.core.errors import ConfigError
 from stem_gym.core.units import ELECTRON_REST_ENERGY_KEV, HC_KEV_ANG
 from stem_gym.simulator.harmonics import in_blocks
+from stem_gym.simulator.quadrature import gauss_legendre
 
 FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 _ANG_PER_MM = 1e7
@@ -193,7 +194,7 @@ def _overlap(optics: Optics, q: Tensor, cos_turn: Tensor, sin_turn: Tensor) -> T
     radius = 0.5 * optics.band_limit_per_ang[:, None]
     inside = (q < 2.0 * radius).to(q.dtype)
     half = (radius - 0.5 * q).clamp(min=0.0) + 1e-9 * radius  # (B, P) half length of the overlap along q
-    quadrature = (*_gauss_legendre(_NODES_ALONG), *_gauss_legendre(_NODES_ACROSS))
+    quadrature = (*gauss_legendre(_NODES_ALONG), *gauss_legendre(_NODES_ACROSS))
     t, wt, s, ws = (torch.as_tensor(a, dtype=q.dtype, device=q.device) for a in quadrature)
     u = half[..., None] * (1.0 - t * t)  # (B, P, Nu); the square removes the root singularity at the tip of the lens
     height = torch.sqrt(half[..., None] * (u + radius[..., None] + 0.5 * q[..., None])) * t  # (B, P, Nu)
@@ -218,13 +219,6 @@ def _chebyshev(x: Tensor, count: int) -> Tensor:
     for _ in range(count - 2):
         terms.append(2.0 * x * terms[-1] - terms[-2])
     return torch.stack(terms, dim=1)
-
-
-@lru_cache
-def _gauss_legendre(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights of Gauss and Legendre on [0, 1]."""
-    nodes, weights = np.polynomial.legendre.leggauss(count)
-    return (nodes + 1.0) / 2.0, weights / 2.0
 
 
 @lru_cache
