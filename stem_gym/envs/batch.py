@@ -56,6 +56,7 @@ class Snapshot:
     ledger: Ledger
     observation: Observation
     metrics: Mapping[str, Tensor]
+    ended: Tensor  # (B,) bool
     streams: Tensor  # (B, 4)
     instrument: Any
 
@@ -70,6 +71,7 @@ class BatchEnv:
         check_capabilities(task, instrument)
         self.task, self.instrument, self.budget = task, instrument, budget
         self.rows, self.device = instrument.rows, instrument.device
+        self._every_row = torch.arange(self.rows, device=self.device)
         self.action_space = task.action_space
         self.action_dtype = torch.from_numpy(np.zeros(0, task.action_space.dtype)).dtype
         self._low, self._high = (torch.as_tensor(end, device=self.device) for end in _bounds(task.action_space))
@@ -78,6 +80,8 @@ class BatchEnv:
         )
         self.streams = Streams([0] * self.rows, self.device, fused)
         self.ledger = Ledger.empty(self.rows, self.device)
+        self.ended = torch.zeros(self.rows, dtype=torch.bool, device=self.device)  # rows that wait for a reset
+        self.closed = False
         self._observation: Observation = {}
         self._metrics: Mapping[str, Tensor] = {}
         self._state: Any = None
@@ -95,6 +99,7 @@ class BatchEnv:
 
         Gives the observation and metrics of all rows; those not named are as they were.
         """
+        self._check_open()
         if seeds is not None:
             self.streams.seed(rows, seeds)
         self.streams.next_episode(rows)
@@ -107,17 +112,30 @@ class BatchEnv:
         else:
             self._state = put_rows(self._state, rows, fresh)
         self.ledger = put_rows(self.ledger, rows, Ledger.empty(len(rows), self.device))
+        self.ended = self.ended.index_fill(0, rows, False)
         step = self._execute(self.task.opening(self._state, rows), rows, count=0)
         return step.observation, step.metrics
 
     @torch.inference_mode()
     def step(self, action: Tensor, rows: Tensor | None = None) -> Step:
-        """One action for each of `rows` (default: all); action (B, …). Raises ActionError for an unusable one."""
+        """One action for each of `rows` (default: all); action (B, …).
+
+        Raises ActionError for an unusable action and for rows that have ended and were not reset.
+        """
+        self._check_open()
         if self._state is None:
             raise InstructionError("step() was called before reset().")
-        stepped = torch.arange(self.rows, device=self.device) if rows is None else rows
+        stepped = self._every_row if rows is None else rows
+        if bool(self.ended.index_select(0, stepped).any()):
+            over = self.ended.nonzero().flatten().tolist()[:8]
+            raise ActionError(
+                f"Rows {over} have ended; call reset() before the next step of a single environment, and "
+                'reset(options={"reset_mask": …}) on these rows of a batch.'
+            )
         self._check_action(action, stepped)
-        return self._execute(self.task.plan(self._state, action, stepped), stepped, count=1)
+        step = self._execute(self.task.plan(self._state, action, stepped), stepped, count=1)
+        self.ended = self.ended | step.terminated
+        return step
 
     def marks(self) -> Marks:
         """What a picture of each row shows."""
@@ -129,7 +147,7 @@ class BatchEnv:
         state, ledger = clone_rows(self._state), clone_rows(self.ledger)
         last = {name: value.clone() for name, value in self._observation.items()}
         metrics = {name: value.clone() for name, value in self._metrics.items()}
-        return Snapshot(state, ledger, last, metrics, self.streams.snapshot(), instrument)
+        return Snapshot(state, ledger, last, metrics, self.ended, self.streams.snapshot(), instrument)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot; the same actions then give the same episode."""
@@ -137,10 +155,16 @@ class BatchEnv:
         self.instrument.restore(snapshot.instrument, self.streams)
         self._state, self.ledger = clone_rows(snapshot.state), clone_rows(snapshot.ledger)
         self._observation, self._metrics = dict(snapshot.observation), dict(snapshot.metrics)
+        self.ended = snapshot.ended
 
     def close(self) -> None:
-        """Let go of the instrument."""
+        """Let go of the instrument. Calling it twice does no harm."""
+        self.closed = True
         self.instrument.close()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise InstructionError("The environment was closed; make another one.")
 
     def _execute(self, instructions: Sequence[Instruction], rows: Tensor, count: int) -> Step:
         readings = [self.instrument.execute(instruction) for instruction in instructions]

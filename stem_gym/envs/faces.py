@@ -140,7 +140,8 @@ class StemEnv(_Face, gymnasium.Env[Any, Any]):
         gymnasium.Env.reset(self, seed=seed)
         if seed is None and not self.batch.started:
             seed = int(self.np_random.integers(2**62))
-        observation, metrics = self.batch.reset(self._row, None if seed is None else [seed], options)
+        seeds = None if seed is None else [seed]
+        observation, metrics = self.batch.reset(self._row, seeds, _options(options))
         self._show()
         return _first_row(observation), _first_numbers(metrics)
 
@@ -189,7 +190,6 @@ class StemVectorEnv(_Face, gymnasium.vector.VectorEnv[Any, Any, Any]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._all = torch.arange(num_envs, device=self.batch.device)
-        self._ended = torch.zeros(num_envs, dtype=torch.bool, device=self.batch.device)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -198,59 +198,40 @@ class StemVectorEnv(_Face, gymnasium.vector.VectorEnv[Any, Any, Any]):
 
         One `seed` seeds row i with `row_seeds(seed, num_envs)[i]`; a sequence seeds row by row.
         """
-        rest = dict(options or {})
+        rest = _options(options)
         mask = _reset_mask(rest.pop("reset_mask", None), self.num_envs)
         rows = self._all if mask is None else self._all[torch.as_tensor(mask, device=self.batch.device)]
         if seed is None and not self.batch.started:
             seed = int(self.np_random.integers(2**62))
         seeds = _seeds_of_rows(seed, self.num_envs, rows)
         observation, metrics = self.batch.reset(rows, seeds, rest)
-        self._ended[rows] = False
         self._show()
         return self._out(observation), _info(metrics, None, self._out)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """One action for each row, (B, …)."""
         action = _as_tensor(actions, self.batch)
-        again = self._ended.nonzero().squeeze(1)
-        if self.autoreset_mode is AutoresetMode.NEXT_STEP and len(again):
-            return self._step_and_reset(action, again)
-        if len(again):
-            raise ActionError(
-                f"Rows {again.tolist()[:8]} have ended; with autoreset {self.autoreset_mode.value} call "
-                'reset(options={"reset_mask": …}) on them before the next step.'
-            )
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP and bool(self.batch.ended.any()):
+            return self._step_and_reset(action, self.batch.ended.nonzero().squeeze(1))
         step = self.batch.step(action)
-        self._ended = step.terminated.clone()
         observation, metrics = step.observation, step.metrics
         info = _info(metrics, None, self._out)
         if self.autoreset_mode is AutoresetMode.SAME_STEP and bool(step.terminated.any()):
             info["final_obs"], info["final_info"] = self._out(observation), _info(metrics, step.terminated, self._out)
             info["_final_obs"] = info["_final_info"] = step.terminated.cpu().numpy()
-            observation, metrics = self.batch.reset(self._ended.nonzero().squeeze(1))
+            observation, metrics = self.batch.reset(step.terminated.nonzero().squeeze(1))
             info.update(_info(metrics, None, self._out))
-            self._ended = torch.zeros_like(self._ended)
         return self._answer(observation, step.reward, step.terminated, info)
 
     def _step_and_reset(self, action: Tensor, again: Tensor) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """A step in which the rows that had ended are reset instead, as Gymnasium's NEXT_STEP asks."""
-        rows = (~self._ended).nonzero().squeeze(1)
-        reward, terminated = torch.zeros(self.num_envs, device=self.batch.device), torch.zeros_like(self._ended)
+        rows = (~self.batch.ended).nonzero().squeeze(1)
+        reward, terminated = torch.zeros(self.num_envs, device=self.batch.device), torch.zeros_like(self.batch.ended)
         if len(rows):
             step = self.batch.step(action, rows)
             reward, terminated = step.reward, step.terminated
         observation, metrics = self.batch.reset(again)
-        self._ended = terminated.clone()
         return self._answer(observation, reward, terminated, _info(metrics, None, self._out))
-
-    def clone_state(self) -> tuple[Snapshot, Tensor]:  # type: ignore[override]
-        """Everything needed to come back to this moment, with the rows that have ended."""
-        return self.batch.snapshot(), self._ended.clone()
-
-    def restore_state(self, snapshot: tuple[Snapshot, Tensor]) -> None:  # type: ignore[override]
-        """Go back to a moment that `clone_state` kept; the same actions then give the same episodes."""
-        self.batch.restore(snapshot[0])
-        self._ended = snapshot[1].clone()
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """The pictures of all rows, in mode "rgb_array"."""
@@ -281,9 +262,9 @@ def _as_tensor(action: Any, batch: BatchEnv, one: bool = False) -> Tensor:
     """The action as a tensor on the batch's device. Raises ActionError for what is no array of numbers."""
     try:
         array = action if isinstance(action, Tensor) else torch.from_numpy(np.asarray(action))
+        if array.is_complex() or (array.is_floating_point() and not batch.action_dtype.is_floating_point):
+            raise TypeError(f"{array.dtype} is no {batch.action_dtype}")
         tensor = array.to(dtype=batch.action_dtype, device=batch.device)
-        if not tensor.is_floating_point() and array.is_floating_point():
-            raise TypeError("whole numbers are wanted")
     except (TypeError, ValueError) as error:
         raise ActionError(
             f"An action must be an array of numbers like {batch.action_space}; given {action!r}."
@@ -291,6 +272,12 @@ def _as_tensor(action: Any, batch: BatchEnv, one: bool = False) -> Tensor:
     if one and tuple(tensor.shape) != batch.action_space.shape:
         raise ActionError(f"An action must have shape {batch.action_space.shape}; given {tuple(tensor.shape)}.")
     return tensor.unsqueeze(0) if one else tensor
+
+
+def _options(options: Any) -> dict[str, Any]:
+    if not isinstance(options, Mapping | None):
+        raise ConfigError(f"Reset options must be a mapping or None; given {options!r:.80}.")
+    return dict(options or {})
 
 
 def _reset_mask(mask: Any, rows: int) -> np.ndarray | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from stem_gym import instruments, tasks
@@ -48,8 +49,8 @@ def load_variant(name: str | Path, overrides: Mapping[str, Any] | None = None) -
 
 def build(loaded: LoadedVariant, rows: int, device: str = "cpu", fused: bool | None = None) -> BatchEnv:
     """The batch of episodes that a variant describes."""
-    if rows < 1:
-        raise ConfigError(f"An environment needs at least one row; given {rows}.")
+    if not isinstance(rows, int | np.integer) or rows < 1:
+        raise ConfigError(f"An environment needs at least one row; given {rows!r}.")
     variant = loaded.variant
     where = _device(device)
     kind, settings = _kind(variant.task, "task", loaded.source)

@@ -15,6 +15,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
 from stem_gym.core.conformance import check_instrument, check_vector_env
+from stem_gym.core.errors import ActionError, InstructionError
 from stem_gym.core.streams import row_seeds
 from stem_gym.envs.registration import config_root, variant_files
 from stem_gym.envs.variants import build, load_variant
@@ -227,3 +228,28 @@ class _maker:
         import stem_gym  # noqa: F401 – registers the ids
 
         return make(self.id)
+
+
+@every_id
+def test_nothing_happens_after_the_end_or_after_closing(id):
+    env = make(id, budget={"steps": 2}).unwrapped
+    env.reset(seed=1)
+    action = env.action_space.sample()
+    while not env.step(action)[2]:
+        pass
+    over = env.batch.ledger
+    for _ in range(2):
+        with pytest.raises(ActionError, match=r"have ended; call reset\(\)"):
+            env.step(action)
+    assert env.batch.ledger is over, "a refused step costs nothing"
+    moment = env.clone_state()
+    env.reset()
+    env.step(action)
+    env.restore_state(moment)
+    with pytest.raises(ActionError, match="have ended"):
+        env.step(action)
+    env.reset()
+    env.close()
+    for call in (env.reset, lambda: env.step(action)):
+        with pytest.raises(InstructionError, match="was closed"):
+            call()

@@ -254,7 +254,7 @@ def test_what_can_not_be_made_is_refused(given, error, message):
 
 
 def test_a_vector_env_needs_rows_and_a_known_mode():
-    for rows in (0, -1):
+    for rows in (0, -1, "a"):
         with pytest.raises(ConfigError, match="at least one row"):
             make_vec(rows)
     with pytest.raises(ConfigError, match="Unknown autoreset_mode 'SameStp'. Did you mean 'SameStep'"):
@@ -278,6 +278,7 @@ BAD_ACTIONS = [
     (lambda a: a + np.nan, "finite"),
     (lambda a: a + np.inf, "finite"),
     (lambda a: a * 0 + 1.01, r"within \[-1, 1\]; given 1.01"),
+    (lambda a: a + 1j, "array of numbers"),
     (lambda a: "north", "array of numbers"),
     (lambda a: None, "array of numbers"),
     (lambda a: [[1.0], [2.0, 3.0]], "array of numbers"),
@@ -345,3 +346,9 @@ def test_unknown_options_are_refused():
 def test_the_first_reset_must_start_every_row():
     with pytest.raises(InstructionError, match="first reset must start all 3 rows"):
         make_vec(3).reset(seed=1, options={"reset_mask": np.array([True, False, False])})
+
+
+def test_reset_options_are_a_mapping():
+    for env in (make(), make_vec(2)):
+        with pytest.raises(ConfigError, match="must be a mapping or None; given 5"):
+            env.reset(options=5)
