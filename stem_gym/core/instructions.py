@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 FULL_FRAME = (0.0, 0.0, 1.0, 1.0)  # left, top, width, height
+ATOMS = "atoms"  # the detector that gives what an atom finder makes of a frame, instead of the frame
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,12 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Scan(Instruction):
-    """Raster a frame, or the sub-frame `region` of it; answers `images` (n, channels, H, W) in counts."""
+    """Raster a frame, or the sub-frame `region` of it; answers `images` (n, channels, H, W) in counts.
+
+    The channel "atoms" is no picture: it answers `atoms` (n, D, 2), the places of found dopants in fractions of the
+    reference frame, sorted along x and NaN where none; `bonds_ang` (n, D, 3, 2) to their lattice neighbours; and
+    `shift_ang` (n, 2), by how much the sample has moved since the last frame.
+    """
 
     fov_ang: Tensor  # (n,) side of the full frame
     shape: tuple[int, int]  # (H, W) pixels of what is scanned

@@ -57,6 +57,7 @@ class Task(ABC, Generic[State]):
     Config: ClassVar[type[BaseModel]]
     needs: ClassVar[Needs]
     config: Any  # what `Config` read
+    chances: ClassVar[int] = 0  # uniform numbers that an episode is begun with, for what the task itself draws
     observation_space: spaces.Dict  # of one row; BatchEnv adds "budget"
     action_space: spaces.Space[Any]
 
@@ -66,6 +67,10 @@ class Task(ABC, Generic[State]):
     @abstractmethod
     def start(self, rows: int, device: torch.device) -> State:
         """The state of `rows` episodes that have not begun."""
+
+    def take_chance(self, state: State, chance: Tensor) -> State:
+        """The state of fresh episodes with their `chances` uniforms (rows, chances)."""
+        return state
 
     @abstractmethod
     def opening(self, state: State, rows: Tensor) -> Sequence[Instruction]:

@@ -105,6 +105,8 @@ class BatchEnv:
         self.streams.next_episode(rows)
         self.instrument.reset(self.streams, rows, options)
         fresh = self.task.start(len(rows), self.device)
+        if self.task.chances:
+            fresh = self.task.take_chance(fresh, self.streams.uniform(rows, (self.task.chances,)))
         if self._state is None:
             if len(rows) != self.rows:
                 raise InstructionError(f"The first reset must start all {self.rows} rows; given {len(rows)}.")

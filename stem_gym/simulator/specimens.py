@@ -121,6 +121,12 @@ class GrapheneRecipe(Config):
 
     def build(self, streams: RandomRows, rows: Tensor, device: torch.device | str | None = None) -> Specimen:
         """One specimen for each of `rows` (n,), drawn from their streams."""
+        return self.build_bonded(streams, rows, device)[0]
+
+    def build_bonded(
+        self, streams: RandomRows, rows: Tensor, device: torch.device | str | None = None
+    ) -> tuple[Specimen, Tensor]:
+        """The specimens, and the three neighbours (n, K, 3) of each lattice site, its own index where it has fewer."""
         sheet, neighbours = draw_lattice(self.templates(), streams, rows, device)
         if self.edge_probability > 0.0:
             sheet = self._with_edge(sheet, neighbours, streams, rows)
@@ -128,7 +134,8 @@ class GrapheneRecipe(Config):
         sheet, free = substitute(sheet, free, self.dopants, self.separation_ang, (streams, rows))
         sheet, _ = vacate(sheet, free, self.vacancies_max, self.separation_ang, (streams, rows))
         sigma = torch.full_like(sheet.thermal_sigma_ang, self.thermal_sigma_ang)
-        return add_contamination(sheet.replace(thermal_sigma_ang=sigma), self.contamination, streams, rows)
+        sheet = add_contamination(sheet.replace(thermal_sigma_ang=sigma), self.contamination, streams, rows)
+        return sheet, neighbours
 
     def _with_edge(self, sheet: Specimen, neighbours: Tensor, streams: RandomRows, rows: Tensor) -> Specimen:
         uniform = streams.uniform(rows, (6,)).to(sheet.cell_ang.device)

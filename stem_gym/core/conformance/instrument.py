@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stem_gym.core.conformance.examples import Examples, tensor_fields
 from stem_gym.core.errors import ConformanceError, StemGymError
-from stem_gym.core.instructions import VERBS, Dwell, Instruction, Read, Reading, Scan, Set, Wait, verb
+from stem_gym.core.instructions import ATOMS, VERBS, Dwell, Instruction, Read, Reading, Scan, Set, Wait, verb
 from stem_gym.core.instrument import Instrument, Limits
 from stem_gym.core.streams import Streams, row_seeds
 from stem_gym.core.wire import instruction_from_json, instruction_to_json, reading_from_json, reading_to_json
@@ -20,7 +20,7 @@ from stem_gym.core.wire import instruction_from_json, instruction_to_json, readi
 _WITHOUT_BEAM = {"Park", "MoveStage", "Set", "Blank", "Wait", "Read"}
 _ORDER = ("Scan", "Park", "Dwell", "Acquire", "Map", "Pulse", "MoveStage", "Set", "Blank", "Wait", "Read")
 _READ_BACK = 1e-3  # relative; a control is read back as it was set to a part in a thousand
-_DATA = {"Scan": "images", "Dwell": "trace", "Park": "place", "Read": "value"}
+_DATA = {"Dwell": "trace", "Park": "place", "Read": "value"}
 _CALIBRATION = {"Scan": "electrons_per_pixel", "Dwell": "electrons_per_sample"}
 
 
@@ -273,7 +273,11 @@ def _check_data(instruction: Instruction, reading: Reading) -> None:
     shapes: dict[str, tuple[int, ...]] = {}
     at_least = torch.zeros(n)
     if isinstance(instruction, Scan):
-        shapes["images"] = (n, len(instruction.channels), *instruction.shape)
+        pictures = [channel for channel in instruction.channels if channel != ATOMS]
+        if pictures:
+            shapes["images"] = (n, len(pictures), *instruction.shape)
+        if len(pictures) < len(instruction.channels):
+            shapes[ATOMS] = (n, reading.data[ATOMS].shape[1] if ATOMS in reading.data else 0, 2)
         at_least = instruction.dwell_s.cpu() * (instruction.shape[0] * instruction.shape[1])
     elif isinstance(instruction, Dwell):
         shapes |= {"trace": (n, instruction.trace), "place": (n, 2)} if instruction.trace else {"place": (n, 2)}

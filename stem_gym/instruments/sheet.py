@@ -1,0 +1,409 @@
+"""A doped sheet under the beam, seen as an operator's software sees it: perceived atoms instead of pictures.
+
+The physics that moves and breaks atoms is `simulator.kinetics`; what a frame shows is the detector "atoms": places of
+the dopants with the errors of an atom finder, the bonds that a lattice fit gives, and the shift since the last frame.
+Without pictures to render, thousands of rows run side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from stem_gym.core.batch import clone_rows, take_rows, write_rows
+from stem_gym.core.config import Config as BaseConfig
+from stem_gym.core.config import parse
+from stem_gym.core.errors import ConfigError, InstructionError
+from stem_gym.core.instructions import ATOMS, Blank, Dwell, Instruction, Park, Read, Reading, Scan, Wait, no_dose
+from stem_gym.core.instrument import Capabilities, Instrument, check_instruction
+from stem_gym.core.periodic import nearest_image
+from stem_gym.core.streams import Streams
+from stem_gym.core.units import ELECTRONS_PER_PC
+from stem_gym.simulator.detectors import DetectorModel, detect, expected_electrons
+from stem_gym.simulator.drift import DriftModel, DriftState, advance, frame_time_s, start_drift
+from stem_gym.simulator.exposure import check_region, drift_at, samples_of, samples_until
+from stem_gym.simulator.flux import FluxTable, density_at, highest_lattice_sum
+from stem_gym.simulator.jumps import BOND_ANG
+from stem_gym.simulator.kinetics import Beam, Frame, Kinetics, KineticsModel
+from stem_gym.simulator.microscope import Overheads, Probe, capabilities
+from stem_gym.simulator.optics import Optics
+from stem_gym.simulator.scattering import OBJECT_SIGMA_ANG, haadf_cross_section_ang2
+from stem_gym.simulator.sheet import CARBON, NOTHING, Sheet, beginning, beside
+from stem_gym.simulator.specimens import GrapheneRecipe
+
+_SAMPLES = 8  # parts of a dwell without a trace
+_ATOMS_PER_ANG2 = 4.0 / (3.0 * 3.0**0.5 * BOND_ANG**2)  # of graphene
+_FRAME_PASSES = 64  # events that one frame may see; more would be no sheet any longer
+
+
+class Finder(BaseConfig):
+    """The errors of the software that finds atoms; position errors fall with the root of the dose."""
+
+    position_sd_ang: float = Field(default=0.05, ge=0, le=1)
+    """of a dopant's place on each axis, in a frame of `reference_dose`"""
+    shift_sd_ang: float = Field(default=0.03, ge=0, le=1)
+    """of the shift between two frames on each axis, likewise"""
+    bond_sd_ang: float = Field(default=0.02, ge=0, le=0.5)
+    """of the bond vectors of the lattice fit, likewise"""
+    reference_dose: float = Field(default=8.0e5, gt=0)
+    """e/Å² of a frame at 40 pA, 2 s and 25 Å"""
+    missed: float = Field(default=0.0, ge=0, lt=1)
+    """share of dopants that a frame does not show"""
+    false: float = Field(default=0.0, ge=0, lt=1)
+    """share of places that are anywhere in the frame instead"""
+
+
+class Config(BaseConfig):
+    """A simulated column with a doped graphene sheet that the beam changes."""
+
+    kind: Literal["sheet"] = "sheet"
+    """this instrument"""
+    specimen: GrapheneRecipe
+    """what is under the beam"""
+    fov_ang: float = Field(default=25.0, gt=1, le=200)
+    """field of view before the first scan"""
+    current_pa: float = Field(default=40.0, gt=0, le=1000)
+    """beam current"""
+    probe: Probe = Probe()
+    """illumination"""
+    drift: DriftModel = DriftModel()
+    """drift and scan distortion"""
+    detector: DetectorModel = DetectorModel()
+    """annular detector"""
+    overheads: Overheads = Overheads()
+    """time beside exposure"""
+    kinetics: KineticsModel = KineticsModel()
+    """what the beam does to the sheet"""
+    finder: Finder = Finder()
+    """what the software sees"""
+    free_slots: int = Field(default=0, ge=0, le=16)
+    """room for dopants that a vacancy may catch"""
+
+
+@dataclass
+class _Rows:
+    """Everything that belongs to a row."""
+
+    sheet: Sheet
+    drift: DriftState
+    density: Tensor  # (B, R) flux table of the probe
+    signal: Tensor  # (B, R) the same, as wide as an atom scatters
+    fov_ang: Tensor  # (B,)
+    place: Tensor  # (B, 2) parked probe, fractions
+    blanked: Tensor  # (B,) bool
+    clock_s: Tensor  # (B,)
+    electrons: Tensor  # (B,) float64
+    seen_ang: Tensor  # (B, 2) the sample's displacement when the last frame ended
+
+
+def make(settings: Mapping[str, Any], rows: int, device: torch.device) -> SheetMicroscope:
+    """A sheet under the beam from the `instrument` section of a variant."""
+    return SheetMicroscope(parse(Config, settings, "instrument"), rows, device)
+
+
+class SheetMicroscope(Instrument):
+    """Executes Scan (channel "atoms"), Park, Dwell, Blank, Wait and Read on simulated sheets.
+
+    `Scan` answers `atoms` (n, D, 2) in fractions of the reference frame, sorted along x, NaN where none; `bonds_ang`
+    (n, D, 3, 2) to the three neighbours; `shift_ang` (n, 2) of the sample since the last frame.
+    """
+
+    def __init__(self, config: Config, rows: int, device: torch.device | str = "cpu") -> None:
+        self.config, self.rows, self.device = config, rows, torch.device(device)
+        has = capabilities()
+        verbs = has.verbs - {"MoveStage", "Set"}
+        self.capabilities = Capabilities(
+            verbs, frozenset({ATOMS}), {}, has.readable, _only(has.limits, verbs), None, True
+        )
+        probe = config.probe
+        if probe.astigmatism_ang > 0.0:
+            raise ConfigError(
+                f"instrument.probe.astigmatism_ang must be 0: the flux on atoms is that of a round probe; "
+                f"given {probe.astigmatism_ang:g}."
+            )
+        optics = Optics.of(1, device=self.device, **probe.model_dump(exclude={"defocus_sd_ang"}))
+        self._flux = FluxTable.of(optics, probe.defocus_sd_ang, config.specimen.thermal_sigma_ang)
+        blur = (config.specimen.thermal_sigma_ang**2 + OBJECT_SIGMA_ANG**2) ** 0.5
+        self._signal = FluxTable.of(optics, probe.defocus_sd_ang, blur)
+        elements = tuple(dict.fromkeys(dopant.element for dopant in config.specimen.dopants)) or ("Si",)
+        self._slots = sum(dopant.count_max for dopant in config.specimen.dopants) + config.free_slots
+        if self._slots == 0:
+            raise ConfigError("instrument.specimen.dopants is empty, and no free_slots are given: nothing could move.")
+        bound = highest_lattice_sum(self._flux.density, BOND_ANG)
+        self.kinetics = Kinetics(config.kinetics, probe.energy_kev, elements, bound, self.device)
+        numbers = torch.arange(93, device=self.device)
+        energy = torch.tensor(probe.energy_kev, device=self.device)
+        annulus = config.detector.inner_mrad, config.detector.outer_mrad
+        self._weight_ang2 = haadf_cross_section_ang2(numbers, energy, *annulus)  # by atomic number
+        self._state: _Rows | None = None
+        self._streams = Streams([0] * rows, self.device)
+        self._handlers: dict[type[Instruction], Any] = {
+            Scan: self._scan,
+            Park: self._park,
+            Dwell: self._dwell,
+            Blank: self._blank,
+            Wait: self._wait,
+            Read: self._read,
+        }
+
+    @torch.inference_mode()
+    def reset(self, streams: Streams, rows: Tensor, options: Mapping[str, Any] | None = None) -> None:
+        """A fresh sheet, drift and clock on `rows`; the first call must name every row."""
+        if options:
+            raise InstructionError(f"The sheet takes no reset options; given {sorted(options)}.")
+        fresh = self._fresh(streams, rows)
+        self._streams = streams
+        if self._state is None:
+            if len(rows) != self.rows:
+                raise InstructionError(f"The first reset must start all {self.rows} rows; given {rows.tolist()[:8]}.")
+            self._state = fresh
+        else:
+            write_rows(self._state, rows, fresh)
+
+    @torch.inference_mode()
+    def execute(self, instruction: Instruction) -> Reading:
+        """Do it. Raises CapabilityError or InstructionError before anything happens; never clips."""
+        check_instruction(instruction, self.capabilities, self.rows)
+        reading: Reading = self._handlers[type(instruction)](instruction)
+        return reading
+
+    def truth(self) -> Mapping[str, Tensor]:
+        """Where the dopants really are, where the frame lies, and what the beam has done. Live buffers."""
+        state, sheet = self._now, self._now.sheet
+        row = torch.arange(self.rows, device=self.device).unsqueeze(1)
+        return {
+            "dopant_xy_ang": sheet.xy_ang[row, sheet.dopant],
+            "dopant_there": sheet.there,
+            "cell_ang": sheet.cell_ang,
+            "frame_centre_ang": -state.drift.offset_ang,
+            "fov_ang": state.fov_ang,
+            "jumps": sheet.jumps,
+            "lost_atoms": sheet.lost,
+            "vacancies": sheet.open.sum(1),
+        }
+
+    @torch.inference_mode()
+    def abort(self) -> None:
+        """Blank every row."""
+        if self._state is not None:
+            self._state.blanked.fill_(True)
+
+    def snapshot(self) -> _Rows:
+        """A copy of the state of all rows."""
+        return clone_rows(self._now)
+
+    @torch.inference_mode()
+    def restore(self, snapshot: _Rows, streams: Streams) -> None:
+        """Go back to a snapshot; the streams are their owner's to restore."""
+        self._state, self._streams = clone_rows(snapshot), streams
+
+    @property
+    def _now(self) -> _Rows:
+        if self._state is None:
+            raise InstructionError("The sheet was not reset yet; call reset(streams, rows) first.")
+        return self._state
+
+    def _fresh(self, streams: Streams, rows: Tensor) -> _Rows:
+        config, n = self.config, len(rows)
+        specimen, neighbours = config.specimen.build_bonded(streams, rows, self.device)
+        sheet = self.kinetics.sheet(specimen, neighbours, self._slots, streams, rows)
+        defocus = torch.full((n,), config.probe.defocus_ang, device=self.device)
+        if config.probe.defocus_sd_ang > 0.0:
+            defocus = defocus + config.probe.defocus_sd_ang * streams.normal(rows)
+        zero = torch.zeros(n, device=self.device)
+        return _Rows(
+            sheet=sheet,
+            drift=start_drift(config.drift, streams, rows),
+            density=self._flux.rows(defocus),
+            signal=self._signal.rows(defocus),
+            fov_ang=zero + config.fov_ang,
+            place=torch.full((n, 2), 0.5, device=self.device),
+            blanked=torch.ones(n, dtype=torch.bool, device=self.device),
+            clock_s=zero,
+            electrons=zero.double(),
+            seen_ang=torch.zeros(n, 2, device=self.device),
+        )
+
+    def _advance(self, rows: Tensor, dt_s: Tensor) -> tuple[Tensor, DriftState]:
+        before = take_rows(self._now.drift, rows)
+        path, after = advance(self.config.drift, before, dt_s, self._streams, rows)
+        return torch.cat((before.offset_ang.unsqueeze(1), path), dim=1), after
+
+    def _scan(self, scan: Scan) -> Reading:
+        config, state, rows = self.config, self._now, scan.rows
+        check_region(scan.region)
+        seconds = frame_time_s(scan.shape, scan.dwell_s, config.detector.flyback_s) + config.overheads.scan_s
+        knots, drift = self._advance(rows, seconds.unsqueeze(1))
+        size = scan.region[:, 2:] * scan.fov_ang.unsqueeze(1)
+        middle = (scan.region[:, :2] + 0.5 * scan.region[:, 2:] - 0.5) * scan.fov_ang.unsqueeze(1)
+        beam_s = scan.dwell_s * (scan.shape[0] * scan.shape[1])
+        current = torch.full_like(beam_s, config.current_pa)
+        electrons = current * beam_s * ELECTRONS_PER_PC
+        dose = electrons / size.prod(1)
+        centre = (drift.distortion * middle.unsqueeze(1)).sum(2) - knots.mean(1)
+        self._disturb(rows, Frame(centre, size, dose, beam_s, seconds, current))
+        data = self._find(rows, scan, dose, drift)
+        state.fov_ang.index_copy_(0, rows, scan.fov_ang)
+        state.seen_ang.index_copy_(0, rows, drift.offset_ang)
+        self._spend(rows, seconds, electrons, drift)
+        calibration = {
+            "fov_ang": scan.fov_ang,
+            "region": scan.region,
+            "pixel_dwell_s": scan.dwell_s,
+            "electrons_per_pixel": electrons / (scan.shape[0] * scan.shape[1]),
+            **self._detector_calibration(electrons),
+        }
+        return Reading("Scan", rows, seconds, electrons, dose, data, calibration)
+
+    def _disturb(self, rows: Tensor, frame: Frame) -> None:
+        """What a frame does to the sheet, event after event."""
+        after = torch.full((len(rows),), -1.0, device=self.device)
+        for _ in range(_FRAME_PASSES):
+            event, after = self.kinetics.next_in_frame(self._now.sheet, rows, frame, after, self._streams)
+            self.kinetics.apply(self._now.sheet, rows, event)
+            more = (event.kind != NOTHING).nonzero().squeeze(1)
+            if len(more) == 0:
+                return
+            rows, after, frame = rows[more], after[more], take_rows(frame, more)
+
+    def _find(self, rows: Tensor, scan: Scan, dose: Tensor, drift: DriftState) -> dict[str, Tensor]:
+        """What the finder says of the frame that has just ended."""
+        finder, sheet, streams = self.config.finder, self._now.sheet, self._streams
+        near = beside(sheet, rows)
+        n, slots = near.dopant_ang.shape[:2]
+        blur = (finder.reference_dose / dose).sqrt()[:, None, None]
+        noise = streams.normal(rows, (slots + slots * 3 + 1, 2))
+        cell, fov = sheet.cell_ang[rows].unsqueeze(1), scan.fov_ang[:, None, None]
+        place = nearest_image(near.dopant_ang + drift.offset_ang.unsqueeze(1), cell)
+        place = (place + finder.position_sd_ang * blur * noise[:, :slots]) / fov + 0.5
+        if finder.missed > 0.0 or finder.false > 0.0:
+            uniform = streams.uniform(rows, (slots, 4))
+            anywhere = scan.region[:, None, :2] + scan.region[:, None, 2:] * uniform[..., 2:]
+            place = torch.where(uniform[..., :1] < finder.false, anywhere, place)
+            place = torch.where(uniform[..., 1:2] < finder.missed, torch.nan, place)
+        corner, end = scan.region[:, None, :2], scan.region[:, None, :2] + scan.region[:, None, 2:]
+        seen = ((place >= corner) & (place <= end)).all(-1) & sheet.there[rows]
+        place = torch.where(seen.unsqueeze(-1), place, torch.nan)
+        bond = near.bond_ang + finder.bond_sd_ang * blur.unsqueeze(-1) * noise[:, slots:-1].reshape(n, slots, 3, 2)
+        order = place[..., 0].nan_to_num(nan=9.0).argsort(dim=1)
+        place = place.gather(1, order.unsqueeze(-1).expand(-1, -1, 2))
+        bond = bond.gather(1, order[..., None, None].expand(-1, -1, 3, 2))
+        shift = drift.offset_ang - self._now.seen_ang[rows] + finder.shift_sd_ang * blur[:, 0] * noise[:, -1]
+        return {ATOMS: place, "bonds_ang": bond, "shift_ang": shift}
+
+    def _park(self, park: Park) -> Reading:
+        place = torch.stack((park.x, park.y), dim=-1)
+        self._now.place.index_copy_(0, park.rows, place)
+        return self._pass_time(park, torch.full_like(park.x, self.config.overheads.park_s), {"place": place})
+
+    def _dwell(self, dwell: Dwell) -> Reading:
+        config, state, rows = self.config, self._now, dwell.rows
+        samples = samples_of(dwell, _SAMPLES)
+        sample_s = dwell.time_s / samples
+        knots, drift = self._advance(rows, sample_s.unsqueeze(1).expand(-1, samples))
+        parked, before = state.place.index_select(0, rows), take_rows(state.drift, rows)
+        wanted = (parked - 0.5) * state.fov_ang[rows].unsqueeze(1)
+        place = (drift.distortion * wanted.unsqueeze(1)).sum(2)
+        path = place.unsqueeze(1) - 0.5 * (knots[:, 1:] + knots[:, :-1])  # (n, J, 2)
+        current = torch.full_like(sample_s, config.current_pa)
+        beam = Beam(path, sample_s.unsqueeze(1).expand(-1, samples), state.density[rows], current)
+        counts, used = self._live(dwell, beam, samples)
+        if dwell.stop is not None:
+            drift = drift_at(used, knots, before, drift)
+            counts = torch.where(torch.arange(samples, device=self.device) < used.unsqueeze(1), counts, torch.nan)
+        seconds = sample_s * used
+        electrons = current * seconds * ELECTRONS_PER_PC
+        self._spend(rows, seconds, electrons, drift)
+        calibration = {
+            "sample_s": sample_s,
+            "electrons_per_sample": current * sample_s * ELECTRONS_PER_PC,
+            **self._detector_calibration(electrons),
+        }
+        areal = electrons * state.density[rows, 0]  # where the probe is brightest
+        data = {"place": parked, **({"trace": counts} if dwell.trace else {})}
+        return Reading("Dwell", rows, seconds, electrons, areal, data, calibration)
+
+    def _live(self, dwell: Dwell, beam: Beam, samples: int) -> tuple[Tensor, Tensor]:
+        """Counts (n, J) while the sheet changes under the beam, and after how many samples (n,) the rule stops it.
+
+        Pass by pass: draw the trace of the sheet as it is, find the next event; if it comes before the rule stops the
+        dwell, let it happen and draw the rest of the trace anew.
+        """
+        rows = dwell.rows
+        here = torch.arange(len(rows), device=self.device)
+        begin = beginning(len(rows), self.device)
+        counts = self._trace(rows, beam)
+        used = torch.full_like(rows, samples)
+        sheet, streams = self._now.sheet, self._streams
+        while len(here):
+            event = self.kinetics.next_event(sheet, rows[here], take_rows(beam, here), begin, streams)
+            if dwell.stop is not None:
+                used[here] = samples_until(counts[here], dwell.stop)
+            comes = (event.kind != NOTHING) & (event.segment < used[here])
+            more = comes.nonzero().squeeze(1)
+            here, begin = here[more], take_rows(event, more)
+            if len(here) == 0:
+                break
+            self.kinetics.apply(sheet, rows[here], begin)
+            later = torch.arange(samples, device=self.device) > begin.segment.unsqueeze(1)
+            counts[here] = torch.where(later, self._trace(rows[here], take_rows(beam, here)), counts[here])
+        return counts, used
+
+    def _trace(self, rows: Tensor, beam: Beam) -> Tensor:
+        """ADF counts (n, J): an even sheet of carbon, and on it the dopants as the probe sees them."""
+        config, state, sheet = self.config, self._now, self._now.sheet
+        dopant = sheet.dopant[rows]
+        place = sheet.xy_ang[rows.unsqueeze(1), dopant]  # (n, D, 2)
+        number = sheet.atomic_number[rows.unsqueeze(1), dopant]
+        cell = sheet.cell_ang[rows][:, None, None]
+        distance = nearest_image(beam.path_ang.unsqueeze(2) - place.unsqueeze(1), cell).norm(dim=-1)  # (n, J, D)
+        excess = (self._weight_ang2[number] - self._weight_ang2[CARBON]) * sheet.there[rows]
+        extra = (density_at(state.signal[rows], distance) * excess.unsqueeze(1)).sum(2)
+        fraction = _ATOMS_PER_ANG2 * self._weight_ang2[CARBON] + extra
+        mean = expected_electrons(fraction, beam.current_pa, beam.part_s[:, 0], config.detector)
+        return detect(mean, self._streams, rows, config.detector)
+
+    def _blank(self, blank: Blank) -> Reading:
+        self._now.blanked[blank.rows] = blank.on
+        return no_dose(blank, torch.zeros(len(blank.rows), device=self.device))
+
+    def _wait(self, wait: Wait) -> Reading:
+        """Let the sample drift, and the sheet heal."""
+        seconds = wait.time_s
+        zero, one = torch.zeros_like(seconds), torch.ones(len(seconds), 2, device=self.device)
+        self._disturb(wait.rows, Frame(0.0 * one, one, zero, zero, seconds, zero))
+        return self._pass_time(wait, seconds)
+
+    def _read(self, read: Read) -> Reading:
+        value = getattr(self._now, read.name)[read.rows].float()
+        return no_dose(read, torch.zeros(len(read.rows), device=self.device), {"value": value})
+
+    def _pass_time(
+        self, instruction: Instruction, seconds: Tensor, data: Mapping[str, Tensor] | None = None
+    ) -> Reading:
+        if bool((seconds > 0.0).any()):
+            _, drift = self._advance(instruction.rows, seconds.unsqueeze(1))
+            self._spend(instruction.rows, seconds, torch.zeros_like(seconds), drift)
+        return no_dose(instruction, seconds, data)
+
+    def _spend(self, rows: Tensor, seconds: Tensor, electrons: Tensor, drift: DriftState) -> None:
+        state = self._now
+        write_rows(state.drift, rows, drift)
+        state.clock_s.index_add_(0, rows, seconds)
+        state.electrons.index_add_(0, rows, electrons.double())
+
+    def _detector_calibration(self, like: Tensor) -> dict[str, Tensor]:
+        detector = self.config.detector
+        return {
+            "counts_per_electron": torch.full_like(like, detector.gain),
+            "counts_offset": torch.full_like(like, detector.offset),
+        }
+
+
+def _only(limits: Mapping[str, Any], verbs: frozenset[str]) -> dict[str, Any]:
+    return {key: value for key, value in limits.items() if key.partition(".")[0] in verbs}

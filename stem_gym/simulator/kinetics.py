@@ -1,0 +1,382 @@
+"""What the beam does to a doped graphene sheet: exact stochastic simulation on the lattice, row by row, batched.
+
+Electrons arrive nanoseconds apart, a struck atom settles in picoseconds, and events are seconds apart: impacts are
+independent, and the waiting time to the next event follows from its rate (Gillespie, J. Phys. Chem. 81, 2340, 1977).
+Rates are those of the moment: the beam moves over the drifting sheet, and after each event they are made anew.
+
+Events, with the struck atom a carbon: beside a dopant it changes places with it, turns its bond, or leaves (the dopant
+is then fourfold, and stays where it is); elsewhere it leaves, more easily beside a vacancy. Without the beam, vacancies
+heal with a carbon adatom or catch a silicon one. Knock-out of carbon away from dopants is drawn from an upper bound of
+its rate and accepted by the true one, which costs nothing where it is rare.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from stem_gym.core.batch import take_rows
+from stem_gym.core.config import Config
+from stem_gym.core.elements import atomic_number_of
+from stem_gym.core.errors import ConfigError
+from stem_gym.core.periodic import nearest_image
+from stem_gym.core.streams import Streams
+from stem_gym.core.units import ANG2_PER_BARN, ELECTRONS_PER_PC
+from stem_gym.simulator.damage import ISOTOPE_MASS_U, displacement_cross_section
+from stem_gym.simulator.flux import density_at
+from stem_gym.simulator.jumps import Aim, CrossSectionJumps, FrameAim, JumpLaw
+from stem_gym.simulator.sheet import (
+    BESIDE,
+    CARBON,
+    EXCHANGE,
+    KNOCK_OUT,
+    NOTHING,
+    REFUSED,
+    Event,
+    Sheet,
+    apply,
+    beside,
+)
+from stem_gym.simulator.specimens import Specimen
+
+# Out-of-plane mean square velocity of carbon in graphene at 300 K (Susi et al., Nat. Commun. 7, 13040, 2016), m²/s².
+VELOCITY_VARIANCE_300K = {"C": 3.17e5, "12C": 3.17e5, "13C": 2.86e5}
+
+
+class PublishedRates(Config):
+    """Cross sections in barn of the events of one dopant, measured at one energy."""
+
+    energy_kev: float = Field(default=60.0, gt=0)
+    exchange_barn: float = Field(default=0.0, ge=0)
+    ejection_barn: float = Field(default=0.0, ge=0)
+    rotation_barn: float = Field(default=0.0, ge=0)
+    reversal_barn: float = Field(default=0.0, ge=0)
+    replacement_barn: float = Field(default=0.0, ge=0)
+    """a carbon adatom takes the dopant's place"""
+
+
+# Su et al., Sci. Adv. 5, eaav2252 (2019), table 1, at 60 keV. Where only a bound is given, the bound is used.
+PUBLISHED = {
+    "P": PublishedRates(
+        exchange_barn=0.05, ejection_barn=0.01, rotation_barn=11.2, reversal_barn=200.0, replacement_barn=0.07
+    ),
+    "N": PublishedRates(rotation_barn=0.9, reversal_barn=22.0),
+    "Al": PublishedRates(ejection_barn=0.25),
+}
+
+
+class Damage(Config):
+    """Loss of carbon by knock-on displacement."""
+
+    ejection_ev: float = Field(default=17.0, gt=1, lt=100)
+    """threshold of a carbon beside a dopant"""
+    edge_ev: float = Field(default=19.5, gt=1, lt=100)
+    """threshold of a carbon with a missing neighbour"""
+    pristine_ev: float = Field(default=21.14, gt=1, lt=100)
+    """threshold in the perfect sheet (Susi et al., Nat. Commun. 7, 13040, 2016)"""
+
+
+class KineticsModel(Config):
+    """Which events there are, and how often."""
+
+    jumps: JumpLaw = CrossSectionJumps()
+    """how dopants change places"""
+    damage: Damage | None = Damage()
+    """how carbon is lost; null: never"""
+    carbon: Literal["C", "12C", "13C"] = "C"
+    """isotope of the sheet; C is the natural mixture"""
+    temperature_k: float = Field(default=300.0, gt=0, le=1500)
+    """of the sheet"""
+    healing_per_s: float = Field(default=0.0, ge=0)
+    """rate at which a vacancy is filled by a carbon adatom; depends on their supply, so it is an assumption"""
+    capture_per_s: float = Field(default=0.0, ge=0)
+    """rate at which a vacancy catches a silicon adatom; an assumption likewise"""
+    rates: dict[str, PublishedRates] = Field(default_factory=dict)
+    """cross sections of dopants by symbol, beside those built in for P, N and Al; Si comes from the thresholds"""
+    vacancies_max: int = Field(default=8, ge=1, le=64)
+    """vacancies that a row can hold"""
+
+
+@dataclass(frozen=True)
+class Beam:
+    """A dwell of n rows in S parts."""
+
+    path_ang: Tensor  # (n, S, 2) on the specimen
+    part_s: Tensor  # (n, S)
+    density: Tensor  # (n, R) table of the probe
+    current_pa: Tensor  # (n,)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """An evenly scanned frame of n rows."""
+
+    centre_ang: Tensor  # (n, 2) on the specimen
+    size_ang: Tensor  # (n, 2)
+    dose_e_per_ang2: Tensor  # (n,)
+    beam_s: Tensor  # (n,) with the beam on
+    seconds: Tensor  # (n,) altogether
+    current_pa: Tensor  # (n,)
+
+
+def velocity_variance(isotope: str, temperature_k: float) -> float:
+    """Out-of-plane ⟨v²⟩ in m²/s²: the published value at 300 K, carried to T as that of one quantum oscillator.
+
+    ⟨v²⟩ = (ħω / 2M) coth(ħω / 2kT), with ω from the value at 300 K.
+    """
+    mass_kg = ISOTOPE_MASS_U[isotope] * 1.66053906660e-27
+    boltzmann = 1.380649e-23
+    target = VELOCITY_VARIANCE_300K[isotope] * mass_kg / boltzmann / 300.0  # (x / 2) coth(x / 2 · …), x = ħω / k 300 K
+    low, high = 1e-6, 100.0
+    for _ in range(80):
+        x = 0.5 * (low + high)
+        low, high = (x, high) if 0.5 * x / math.tanh(0.5 * x) < target else (low, x)
+    return VELOCITY_VARIANCE_300K[isotope] * math.tanh(0.5 * x) / math.tanh(0.5 * x * 300.0 / temperature_k)
+
+
+class Kinetics:
+    """The events of one model at one beam energy.
+
+    `density_bound_per_ang2` is the most that the probe's densities at all atoms add up to. Raises ConfigError for
+    dopants without rates, and for an energy that the rates of a dopant do not cover.
+    """
+
+    def __init__(
+        self,
+        model: KineticsModel,
+        energy_kev: float,
+        elements: tuple[str, ...],
+        density_bound_per_ang2: float,
+        device: torch.device,
+    ) -> None:
+        self.model, self.device = model, device
+        self._bound = density_bound_per_ang2
+        mass, variance = ISOTOPE_MASS_U[model.carbon], velocity_variance(model.carbon, model.temperature_k)
+
+        def section(threshold_ev: float) -> float:
+            return float(displacement_cross_section(energy_kev, CARBON, mass, threshold_ev, variance))
+
+        damage = model.damage
+        self.pristine_barn = section(damage.pristine_ev) if damage else 0.0
+        self.edge_barn = section(damage.edge_ev) if damage else 0.0
+        self.ejection_barn = section(damage.ejection_ev) if damage else 0.0
+        self.exchange_barn = (0.0, 0.0)
+        if isinstance(model.jumps, CrossSectionJumps):
+            near, far = (section(ev) for ev in (model.jumps.exchange_ev, model.jumps.exchange_far_ev))
+            self.exchange_barn = (max(0.0, far - self.ejection_barn), max(0.0, near - self.ejection_barn))
+        self._number = torch.tensor([atomic_number_of(element) for element in elements], device=device)
+        self._barn = torch.tensor([self._sections(element, energy_kev) for element in elements], device=device)
+        self._silicon_barn = torch.tensor(self._sections("Si", energy_kev), device=device)
+
+    def _sections(self, element: str, energy_kev: float) -> list[list[float]]:
+        """Cross sections (2, 5) of the events beside a dopant, for the far and the near side."""
+        known = {**PUBLISHED, **self.model.rates}
+        if element in known:
+            given = known[element]
+            if abs(given.energy_kev - energy_kev) > 0.05 * given.energy_kev and self.model.damage:
+                raise ConfigError(
+                    f"The rates of {element} are for {given.energy_kev:g} keV; the beam has {energy_kev:g} keV. "
+                    f"Use {0.95 * given.energy_kev:g} to {1.05 * given.energy_kev:g} keV, or give rates at its energy."
+                )
+            barn = [given.exchange_barn, given.ejection_barn, given.rotation_barn, given.reversal_barn]
+            return [[*barn, given.replacement_barn]] * 2
+        if element != "Si":
+            raise ConfigError(
+                f"No rates are known for {element} in graphene; known: Si, {', '.join(sorted(known))}. "
+                f"Give kinetics.rates.{element}."
+            )
+        return [[exchange, self.ejection_barn, 0.0, 0.0, 0.0] for exchange in self.exchange_barn]
+
+    def sheet(self, specimen: Specimen, neighbours: Tensor, slots: int, streams: Streams, rows: Tensor) -> Sheet:
+        """The sheets of fresh specimens on `rows` (n,), with room for `slots` dopants."""
+        n = len(rows)
+        foreign = specimen.present & (specimen.atomic_number != CARBON)
+        there, site = torch.topk(foreign.float(), slots, dim=1)
+        there = there > 0.5
+        missing = ~specimen.present & (specimen.atomic_number > 0)
+        gone, empty = torch.topk(missing.float(), self.model.vacancies_max, dim=1)
+        number = specimen.atomic_number.gather(1, site)
+        kind = (number.unsqueeze(-1) == self._number).float().argmax(-1)
+        zero = torch.zeros(n, dtype=torch.int64, device=self.device)
+        return Sheet(
+            cell_ang=specimen.cell_ang,
+            xy_ang=specimen.xy_ang,
+            neighbours=neighbours,
+            atomic_number=specimen.atomic_number,
+            present=specimen.present,
+            dopant=site,
+            there=there,
+            raised=streams.uniform(rows, (slots,)) < 0.5,
+            rotated=torch.zeros_like(site),
+            vacancy=empty,
+            open=gone > 0.5,
+            law=self.model.jumps.parameters(streams, rows),
+            barn=self._barn[kind] * there[:, :, None, None],
+            jumps=zero,
+            lost=zero.clone(),
+        )
+
+    def next_event(self, sheet: Sheet, rows: Tensor, beam: Beam, begin: Event, streams: Streams) -> Event:
+        """The first event of `rows` (n,) in a dwell after the moment of the event `begin`."""
+        hazard = self._beside_in_dwell(sheet, rows, beam)  # (n, S, D, 3, 5) expected events in each part
+        rates = torch.cat((self._knock_out_bound(sheet, rows, beam), self._thermal(sheet, rows)), dim=1)
+        other = rates.unsqueeze(1) * beam.part_s.unsqueeze(-1)  # (n, S, 3)
+        segment = torch.arange(hazard.shape[1], device=rows.device)
+        left = (segment > begin.segment.unsqueeze(1)) + (segment == begin.segment.unsqueeze(1)) * (
+            1.0 - begin.share.unsqueeze(1)
+        )
+        uniform = streams.uniform(rows, (3,))
+        event = _first(torch.cat((hazard.flatten(2), other), dim=2) * left.unsqueeze(-1), begin, left, uniform)
+        return self._settle(sheet, rows, event, uniform[:, 2], beam)
+
+    def next_in_frame(
+        self, sheet: Sheet, rows: Tensor, frame: Frame, after: Tensor, streams: Streams
+    ) -> tuple[Event, Tensor]:
+        """The first event of `rows` (n,) in a frame after the part `after` (n,) of it, and the part at which it comes.
+
+        A neighbour gets its dose in one moment, when the scan passes it: whether something happens is drawn for each,
+        and the first in time is what happens. The rest has a constant rate.
+        """
+        expected, when = self._beside_in_frame(sheet, rows, frame)  # (n, D, 3, 5), (n, D, 3)
+        each = expected.flatten(1, 2)  # (n, 3 D, 5)
+        count = each.shape[1]
+        uniform = streams.uniform(rows, (count + 4,))
+        hit = uniform[:, :count] < -torch.expm1(-each.sum(-1))
+        when = torch.where(hit & (when.flatten(1) > after.unsqueeze(1)), when.flatten(1), math.inf)
+        first, place = when.min(1)
+        rest = self._rest_in_frame(sheet, rows, frame)  # (n, 3) knock-out, healing, capture
+        wait = after - torch.log(uniform[:, count]) / rest.sum(1).clamp(min=1e-30)
+        rest_first = (wait < first) & (wait < 1.0)
+        near = each.gather(1, place[:, None, None].expand(-1, 1, BESIDE)).squeeze(1)
+        kind = torch.where(first.isfinite(), _pick(near, uniform[:, count + 1]), NOTHING)
+        kind = torch.where(rest_first, KNOCK_OUT + _pick(rest, uniform[:, count + 2]), kind)
+        zero = torch.zeros_like(kind)
+        event = Event(kind, place // 3, place % 3, zero, zero, zero.float())
+        return self._settle(sheet, rows, event, uniform[:, count + 3], frame), torch.minimum(first, wait)
+
+    def apply(self, sheet: Sheet, rows: Tensor, event: Event) -> None:
+        """Change the buffers of `rows` (n,) as the events say."""
+        apply(sheet, rows, event, self._silicon_barn)
+
+    def _beside_in_dwell(self, sheet: Sheet, rows: Tensor, beam: Beam) -> Tensor:
+        near, cell = beside(sheet, rows), sheet.cell_ang[rows]
+        away = nearest_image(beam.path_ang.unsqueeze(2) - near.dopant_ang.unsqueeze(1), cell[:, None, None])
+        distance = (away.unsqueeze(3) - near.bond_ang.unsqueeze(1)).norm(dim=-1)  # (n, S, D, 3)
+        density = density_at(beam.density, distance)
+        per_second = beam.current_pa * ELECTRONS_PER_PC
+        aim = Aim(away, near.bond_ang, density, per_second, beam.current_pa)
+        flux = ANG2_PER_BARN * density * per_second[:, None, None, None]
+        barn = near.barn[:, None, :, None]  # (n, 1, D, 1, 5)
+        jumps = self.model.jumps.rates(sheet.law[rows], aim, near.barn[..., EXCHANGE])
+        events = torch.cat((jumps.unsqueeze(-1), flux.unsqueeze(-1) * barn[..., 1:]), dim=-1)
+        return events * near.allowed.unsqueeze(1) * beam.part_s[:, :, None, None, None]
+
+    def _beside_in_frame(self, sheet: Sheet, rows: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
+        near, cell = beside(sheet, rows), sheet.cell_ang[rows][:, None, None]
+        place = near.dopant_ang.unsqueeze(2) + near.bond_ang  # (n, D, 3, 2)
+        part = nearest_image(place - frame.centre_ang[:, None, None], cell) / frame.size_ang[:, None, None] + 0.5
+        inside = ((part >= 0.0) & (part < 1.0)).all(-1, keepdim=True)
+        aim = FrameAim(near.barn[..., EXCHANGE], frame.beam_s, frame.size_ang.prod(1), frame.current_pa)
+        jumps = self.model.jumps.frame_jumps(sheet.law[rows], frame.dose_e_per_ang2, aim)[:, :, None, None]
+        others = ANG2_PER_BARN * near.barn[:, :, None, 1:] * frame.dose_e_per_ang2[:, None, None, None]
+        return torch.cat((jumps, others), dim=-1) * near.allowed * inside, part[..., 1]
+
+    def _worst_barn(self, sheet: Sheet, rows: Tensor) -> Tensor:
+        """(n,) the largest cross section of a carbon away from dopants; that of an edge only where there is one."""
+        return torch.where(sheet.open[rows].any(1), max(self.edge_barn, self.pristine_barn), self.pristine_barn)
+
+    def _knock_out_bound(self, sheet: Sheet, rows: Tensor, beam: Beam) -> Tensor:
+        flux = self._bound * beam.current_pa * ELECTRONS_PER_PC
+        return (ANG2_PER_BARN * self._worst_barn(sheet, rows) * flux).unsqueeze(1)
+
+    def _rest_in_frame(self, sheet: Sheet, rows: Tensor, frame: Frame) -> Tensor:
+        bound = ANG2_PER_BARN * sheet.present.shape[1] * self._worst_barn(sheet, rows) * frame.dose_e_per_ang2
+        return torch.cat((bound.unsqueeze(1), self._thermal(sheet, rows) * frame.seconds.unsqueeze(1)), dim=1)
+
+    def _thermal(self, sheet: Sheet, rows: Tensor) -> Tensor:
+        """(n, 2) healing and capture per second; capture needs a free slot."""
+        vacancies = sheet.open[rows].sum(1)
+        room = (~sheet.there[rows]).any(1)
+        return torch.stack((self.model.healing_per_s * vacancies, self.model.capture_per_s * vacancies * room), dim=1)
+
+    def _settle(self, sheet: Sheet, rows: Tensor, event: Event, uniform: Tensor, where: Beam | Frame) -> Event:
+        """The event with its site; a candidate for a knock-out becomes REFUSED where the true rate does not take it."""
+        kind, site = event.kind, event.site
+        away = (kind >= KNOCK_OUT).nonzero().squeeze(1)
+        if len(away) == 0:
+            return event
+        row, chance = rows[away], uniform[away]
+        filled, _ = _nth_true(sheet.open[row], chance)
+        place = sheet.vacancy[row].gather(1, filled.unsqueeze(1)).squeeze(1)
+        struck, accepted = self._struck(sheet, row, chance, take_rows(where, away), event, away)
+        out = kind[away] == KNOCK_OUT
+        new_kind = torch.where(out & ~accepted, REFUSED, kind[away])
+        return replace(
+            event,
+            kind=kind.index_copy(0, away, new_kind),
+            site=site.index_copy(0, away, torch.where(out, struck, place)),
+        )
+
+    def _struck(
+        self, sheet: Sheet, row: Tensor, chance: Tensor, where: Beam | Frame, event: Event, away: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Which carbon (m,) a candidate knocks out, and whether it does: its true rate over the bound."""
+        barn = self._barn_of_atoms(sheet, row)  # (m, K)
+        cell = sheet.cell_ang[row].unsqueeze(1)
+        if isinstance(where, Frame):
+            part = nearest_image(sheet.xy_ang[row] - where.centre_ang.unsqueeze(1), cell)
+            share = (part.abs() <= 0.5 * where.size_ang.unsqueeze(1)).all(-1) / barn.shape[1]
+        else:
+            segment = event.segment[away]
+            beam = where.path_ang.gather(1, segment[:, None, None].expand(-1, 1, 2))
+            distance = nearest_image(sheet.xy_ang[row] - beam, cell).norm(dim=-1)
+            share = density_at(where.density, distance) / self._bound
+        reached = torch.cumsum(share * barn, dim=1) / self._worst_barn(sheet, row).unsqueeze(1).clamp(min=1e-30)
+        index = (reached <= chance.unsqueeze(1)).sum(1)
+        return index.clamp(max=barn.shape[1] - 1), index < barn.shape[1]
+
+    def _barn_of_atoms(self, sheet: Sheet, row: Tensor) -> Tensor:
+        """Knock-on cross sections (m, K) of carbon that has no dopant beside it; zero for all else."""
+        number, present, neighbours = sheet.atomic_number[row], sheet.present[row], sheet.neighbours[row]
+        batch, sites = number.shape
+        around = neighbours.flatten(1)
+        there = present.gather(1, around).reshape(batch, sites, 3)
+        foreign = (number.gather(1, around).reshape(batch, sites, 3) != CARBON) & there
+        whole = there.all(-1) & (neighbours != torch.arange(sites, device=row.device)[:, None]).all(-1)
+        carbon = present & (number == CARBON) & ~foreign.any(-1)
+        return torch.where(whole, self.pristine_barn, self.edge_barn) * carbon
+
+
+def _first(parts: Tensor, begin: Event, left: Tensor, uniform: Tensor) -> Event:
+    """When and what comes first, from expected numbers (n, S, E) in what is `left` (n, S) of each part."""
+    reached = torch.cumsum(parts.sum(-1), dim=1)
+    threshold = -torch.log(uniform[:, 0])
+    comes = reached[:, -1] > threshold
+    segment = (reached <= threshold.unsqueeze(1)).sum(1).clamp(max=parts.shape[1] - 1)
+    here = parts.gather(1, segment[:, None, None].expand(-1, 1, parts.shape[2])).squeeze(1)  # (n, E)
+    done = reached.gather(1, segment.unsqueeze(1)).squeeze(1)
+    within = 1.0 - (done - threshold) / here.sum(1).clamp(min=1e-30)
+    start = torch.where(segment == begin.segment, begin.share, 0.0)
+    share = (start + left.gather(1, segment.unsqueeze(1)).squeeze(1) * within).clamp(0.0, 1.0)
+    index = _pick(here, uniform[:, 1])
+    beside_count = here.shape[1] - 3
+    kind = torch.where(index < beside_count, index % BESIDE, index - beside_count + KNOCK_OUT)
+    place = (index // BESIDE).clamp(max=beside_count // BESIDE - 1)
+    zero = torch.zeros_like(segment)
+    return Event(torch.where(comes, kind, NOTHING), place // 3, place % 3, zero, segment, share)
+
+
+def _pick(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Indices (n,) drawn in proportion to weights (n, E) by uniforms (n,)."""
+    reached = torch.cumsum(weights, dim=1)
+    return (reached <= uniform.unsqueeze(1) * reached[:, -1:]).sum(1).clamp(max=weights.shape[1] - 1)
+
+
+def _nth_true(mask: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """A random true place (m,) of each row of mask (m, V), and whether there is one."""
+    return _pick(mask.float(), uniform), mask.any(1)

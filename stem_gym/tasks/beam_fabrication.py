@@ -1,0 +1,518 @@
+"""Beam fabrication: drive dopants through a sheet with the beam, and assemble them, without breaking it.
+
+This file is longer than 400 lines because a task is one file: its settings, its state, its manual and its rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from pydantic import Field
+from torch import Tensor
+
+from stem_gym.core.batch import put_rows, take_rows
+from stem_gym.core.config import Config
+from stem_gym.core.errors import ConfigError
+from stem_gym.core.instructions import ATOMS, FULL_FRAME, Dwell, Instruction, Park, Reading, Scan, TraceRule
+from stem_gym.core.periodic import nearest_image
+from stem_gym.core.task import Marks, Needs, Observation, Score, Task
+
+BOND_ANG = 1.42  # of graphene; what "half a bond" is measured in
+_SCALE_ANG = 10.0  # lengths are told in this unit
+_FAR_ANG = 1e6
+_CELLS = 12  # lattice cells that are looked at on either side of the first atom
+
+# Named patterns: sites (n, m, sublattice) of a honeycomb with lattice vectors between second neighbours.
+PATTERNS: dict[str, tuple[tuple[int, int, int], ...]] = {
+    "dimer": ((0, 0, 0), (0, 0, 1)),
+    "trimer": ((0, 0, 0), (0, 0, 1), (1, 0, 0)),
+    "line4": ((0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 0, 0)),
+    "ring6": ((0, 0, 0), (0, 0, 1), (1, 0, 0), (1, 0, 1), (2, 0, 0), (2, 0, 1)),
+}
+
+
+class Stop(Config):
+    """When a dwell stops by itself, on the live dark-field signal."""
+
+    rise: float | None = Field(default=0.13, gt=0)
+    """relative rise that means: it jumped under the beam"""
+    fall: float | None = Field(default=0.04, gt=0, lt=1)
+    """relative fall that means: the beam drifted off"""
+
+
+class BeamFabricationConfig(Config):
+    """Settings of the task; what they mean to the agent is in the docstring of BeamFabrication."""
+
+    kind: Literal["beam_fabrication"] = "beam_fabrication"
+    """this task"""
+    dopants: int = Field(ge=1, le=6)
+    """how many atoms are to be brought to their sites"""
+    pattern: str | tuple[tuple[int, int, int], ...] | None = None
+    """a named pattern, or its sites (n, m, sublattice); null: one atom to a site drawn for the episode"""
+    goal_ang: float = Field(default=50.0, gt=1.5)
+    """farthest that a drawn site may be"""
+    fov_ang: float = Field(gt=5, le=100)
+    """side of a frame"""
+    pixels: int = Field(default=64, ge=16, le=1024)
+    """of a frame, along a side"""
+    pixel_dwell_s: float = Field(gt=0)
+    """of a frame"""
+    reach_ang: float = Field(default=2.2, gt=0.5, le=10)
+    """farthest that the beam is put from the followed atom, on each axis"""
+    dwell_min_s: float = Field(gt=0)
+    """shortest dwell"""
+    dwell_max_s: float = Field(gt=0)
+    """longest dwell; equal to the shortest where the agent has no choice"""
+    dwells_s: tuple[float, ...] = ()
+    """where given, actions are discrete: a neighbour and one of these dwells"""
+    aim_bonds: float = Field(default=1.0, gt=0, le=2)
+    """where a discrete action puts the beam, in bond lengths towards the neighbour"""
+    skip_frames: bool = False
+    """whether the agent may leave out the frame after a dwell"""
+    trace: int = Field(default=8, ge=4, le=256)
+    """samples of the dark-field signal of a dwell"""
+    stop: Stop | None = None
+    """rule that ends a dwell; null: none"""
+    vacancies_max: int = Field(default=3, ge=0)
+    """more carbon atoms knocked out than this, and the sheet counts as broken"""
+    progress_weight: float = Field(ge=0)
+    """reward per bond length nearer"""
+    success_weight: float = Field(ge=0)
+    """reward at the goal"""
+    time_weight: float = Field(ge=0)
+    """reward lost per minute"""
+    damage_weight: float = Field(ge=0)
+    """reward lost per carbon atom knocked out, and per dopant lost"""
+    discount_s: float = Field(default=300.0, gt=0)
+    """time over which future reward falls to 1/e, for learners that discount by microscope time: `discount` in info"""
+    scores_from: Literal["truth", "perception"] = "truth"
+    """what the reward is made of where both are known; an instrument without truth always gives perception"""
+
+
+@dataclass(frozen=True)
+class State:
+    """One episode a row. Places are in Å from the middle of the first frame, moving with the sample."""
+
+    chance: Tensor  # (B, 1) that draws the goal
+    begun: Tensor  # (B,) bool, whether all atoms were seen and the goals are set
+    atom_ang: Tensor  # (B, D, 2) as last seen
+    bond_ang: Tensor  # (B, D, 3, 2) to their neighbours
+    goal_ang: Tensor  # (B, D, 2)
+    shift_ang: Tensor  # (B, 2) of the sample since the first frame
+    drift_ang_per_s: Tensor  # (B, 2) between the last two frames
+    clock_s: Tensor  # (B,)
+    frame_s: Tensor  # (B,) when the last frame ended
+    place: Tensor  # (B, 2) parked probe, fractions
+    trace: Tensor  # (B, 4) last dwell in a few numbers
+    origin_ang: Tensor  # (B, 2) middle of the first frame on the specimen, from truth
+    known: Tensor  # (B,) bool, whether it was looked up
+    left_seen_ang: Tensor  # (B,) sum of distances to the goals as perceived
+    left_true_ang: Tensor  # (B,)
+    lost_atoms: Tensor  # (B,) carbon knocked out
+    goal_s: Tensor  # (B,) when the goal was reached, NaN before
+    score_truth: Tensor  # (B,)
+    score_perceived: Tensor  # (B,)
+
+
+class BeamFabrication(Task[State]):
+    """Bring dopants to their sites by parking the beam beside them; every electron may also break the sheet.
+
+    A step parks the beam relative to the followed atom, opens it for a while, and takes a frame. The followed atom is
+    the one nearest to a goal that is still free; drift since the last frame is led.
+
+    ## Action: `Box(-1, 1, (2 …))` or `Discrete(3 × dwells)`
+
+    | number | meaning |
+    |---|---|
+    | 0, 1 place | beam from the followed atom, in units of `reach_ang` (x, y) |
+    | next: time | logarithmic from the shortest to the longest dwell; absent where they are equal |
+    | last: frame | ≥ 0: take a frame after the dwell; absent unless `skip_frames` |
+
+    Discrete: neighbour + 3 × dwell; the beam goes `aim_bonds` towards the neighbour.
+
+    ## Observation: `Dict`
+
+    | key | meaning |
+    |---|---|
+    | `goal` (2,) | from the followed atom to its goal, in 10 Å |
+    | `bonds` (3, 2) | from the followed atom to its neighbours, in bond lengths, in the order that actions name them |
+    | `atoms` (D, 2) | all atoms, from the followed one, in 10 Å |
+    | `goals` (D, 2) | all goals, likewise |
+    | `trace` (4,) | last dwell: last quarter / first − 1, highest / first − 1, part of the time used, time / longest |
+    | `frame` (3,) | age of the frame / 10 s; drift x, y in Å/s |
+    | `budget` (3,) | what is left of steps, seconds and electrons |
+
+    ## Reward
+
+    `progress_weight` × bond lengths nearer to the goals (summed over atoms) + `success_weight` at the goal
+    − `time_weight` × minutes − `damage_weight` × (carbon atoms knocked out + dopants lost); each term is in `info`.
+
+    ## Start and end
+
+    A full frame is taken first, and paid for. One atom: the goal is drawn evenly over the lattice sites inside the
+    first frame and within `goal_ang`. A pattern is laid about the middle of the atoms. The episode ends when every goal
+    has an atom within half a bond, when an atom is lost, when the sheet is broken, or with the budget.
+
+    Version 0: first release.
+    """
+
+    Config = BeamFabricationConfig
+    needs = Needs(verbs=frozenset({"Scan", "Park", "Dwell"}), detectors=frozenset({ATOMS}))
+    chances: ClassVar[int] = 1
+
+    def __init__(self, config: BeamFabricationConfig) -> None:
+        self.config: BeamFabricationConfig = config
+        self._pattern = _pattern(config)
+        _check(config)
+        self._has_time = config.dwell_min_s < config.dwell_max_s
+        numbers = 2 + int(self._has_time) + int(config.skip_frames)
+        self.action_space = (
+            spaces.Discrete(3 * len(config.dwells_s))
+            if config.dwells_s
+            else spaces.Box(-1.0, 1.0, (numbers,), np.float32)
+        )
+        atoms = config.dopants
+        self.observation_space = spaces.Dict(
+            {
+                "goal": spaces.Box(-10.0, 10.0, (2,), np.float32),
+                "bonds": spaces.Box(-2.0, 2.0, (3, 2), np.float32),
+                "atoms": spaces.Box(-10.0, 10.0, (atoms, 2), np.float32),
+                "goals": spaces.Box(-10.0, 10.0, (atoms, 2), np.float32),
+                "trace": spaces.Box(-1.0, 10.0, (4,), np.float32),
+                "frame": spaces.Box(-5.0, 5.0, (3,), np.float32),
+            }
+        )
+        stop = config.stop
+        self._rule = TraceRule(stop.rise, stop.fall, baseline_samples=1, window_samples=1) if stop else None
+
+    def start(self, rows: int, device: torch.device) -> State:
+        """Nothing seen."""
+        zero, pair = torch.zeros(rows, device=device), torch.zeros(rows, 2, device=device)
+        atoms = torch.zeros(rows, self.config.dopants, 2, device=device)
+        no = torch.zeros(rows, dtype=torch.bool, device=device)
+        return State(
+            chance=torch.zeros(rows, 1, device=device),
+            begun=no,
+            atom_ang=atoms,
+            bond_ang=torch.zeros(rows, self.config.dopants, 3, 2, device=device),
+            goal_ang=atoms,
+            shift_ang=pair,
+            drift_ang_per_s=pair,
+            clock_s=zero,
+            frame_s=zero,
+            place=pair + 0.5,
+            trace=torch.zeros(rows, 4, device=device),
+            origin_ang=pair,
+            known=no,
+            left_seen_ang=zero,
+            left_true_ang=zero,
+            lost_atoms=zero,
+            goal_s=zero + torch.nan,
+            score_truth=zero,
+            score_perceived=zero,
+        )
+
+    def take_chance(self, state: State, chance: Tensor) -> State:
+        """The uniform (n, 1) that will draw the goal."""
+        return replace(state, chance=chance)
+
+    def opening(self, state: State, rows: Tensor) -> Sequence[Instruction]:
+        """One full frame."""
+        return [self._scan(rows)]
+
+    def plan(self, state: State, action: Tensor, rows: Tensor) -> Sequence[Instruction]:
+        """Park and dwell beside the followed atom; then a frame, where it is wanted."""
+        config = self.config
+        mine, action = take_rows(state, rows), action.index_select(0, rows)
+        followed, _ = self._follow(mine)
+        offset, dwell_s, wanted = self._meaning(action, _of(mine.bond_ang, followed))
+        lead_s = (mine.clock_s - mine.frame_s + 0.5 * dwell_s).unsqueeze(1)
+        middle = _of(mine.atom_ang, followed) + mine.shift_ang + mine.drift_ang_per_s * lead_s
+        place = ((middle + offset) / config.fov_ang + 0.5).clamp(0.0, 1.0)
+        instructions: list[Instruction] = [
+            Park(rows, *place.unbind(1)),
+            Dwell(rows, dwell_s, trace=config.trace, stop=self._rule),
+        ]
+        framed = rows[wanted]
+        return [*instructions, self._scan(framed)] if len(framed) else instructions
+
+    def observe(self, state: State, readings: Sequence[Reading]) -> tuple[State, Observation]:
+        """The operator's view after the readings."""
+        for reading in readings:
+            rows = reading.rows
+            state = replace(state, clock_s=state.clock_s.index_add(0, rows, reading.seconds))
+            if reading.verb == "Scan":
+                state = put_rows(state, rows, self._see_frame(take_rows(state, rows), reading))
+            elif reading.verb == "Dwell":
+                state = replace(
+                    state,
+                    place=state.place.index_copy(0, rows, reading.data["place"]),
+                    trace=state.trace.index_copy(0, rows, self._tell_trace(reading)),
+                )
+        return state, self._observation(state)
+
+    def score(self, state: State, readings: Sequence[Reading], truth: Mapping[str, Tensor]) -> tuple[State, Score]:
+        """Reward, end and metrics, from truth where there is some and from perception where not."""
+        config = self.config
+        by_truth = bool(truth) and config.scores_from == "truth"
+        minutes = sum((_spread(reading, state.clock_s) for reading in readings), torch.zeros_like(state.clock_s)) / 60.0
+        seen_ang = self._distances(state, state.atom_ang, state.goal_ang, None)
+        reached_seen = state.begun & (seen_ang < 0.5 * BOND_ANG).all(1)
+        left_seen = seen_ang.sum(1)
+        nearer_seen = torch.where(state.left_seen_ang > 0.0, state.left_seen_ang - left_seen, 0.0)
+        lost = torch.zeros_like(state.lost_atoms)
+        gone = torch.zeros_like(state.begun)
+        reached, nearer, left_true = reached_seen, nearer_seen, left_seen
+        if truth:
+            state = self._look_up(state, truth)
+            true_ang = self._true_distances(state, truth)
+            reached = state.begun & (true_ang < 0.5 * BOND_ANG).all(1)
+            left_true = true_ang.clamp(max=2.0 * config.fov_ang).sum(1)
+            nearer = torch.where(state.left_true_ang > 0.0, state.left_true_ang - left_true, 0.0)
+            lost = truth["lost_atoms"].float()
+            gone = truth["dopant_there"].sum(1) < config.dopants
+        damage = (lost - state.lost_atoms) + gone.float()
+        terms_true = self._terms(nearer, reached, minutes, damage)
+        terms_seen = self._terms(nearer_seen, reached_seen, minutes, torch.zeros_like(minutes))
+        rewards = [torch.stack(tuple(terms.values())).sum(0) for terms in (terms_true, terms_seen)]
+        state = replace(
+            state,
+            left_seen_ang=left_seen,
+            left_true_ang=left_true,
+            lost_atoms=lost,
+            goal_s=torch.where(reached & state.goal_s.isnan(), state.clock_s, state.goal_s),
+            score_truth=state.score_truth + rewards[0],
+            score_perceived=state.score_perceived + rewards[1],
+        )
+        broken = lost > config.vacancies_max
+        metrics = {
+            **(terms_true if by_truth else terms_seen),
+            "success": reached.float(),
+            "success_perceived": reached_seen.float(),
+            "distance_ang": left_true if truth else left_seen,
+            "distance_perceived_ang": left_seen,
+            "goal_s": state.goal_s,
+            "discount": torch.exp(-60.0 * minutes / config.discount_s),
+            "score_perceived": state.score_perceived,
+        }
+        if truth:
+            metrics |= {
+                "score_truth": state.score_truth,
+                "jumps": truth["jumps"].float(),
+                "lost_atoms": lost,
+                "lost_dopant": gone.float(),
+                "broken": broken.float(),
+            }
+        ended = (reached if by_truth else reached_seen) | gone | broken
+        return state, Score(rewards[0] if by_truth else rewards[1], ended, metrics)
+
+    def marks(self, state: State, truth: Mapping[str, Tensor]) -> Marks:
+        """Probe, atoms as dwells' crosses, and goals; there is no picture."""
+        fov, shift = self.config.fov_ang, state.shift_ang.unsqueeze(1)
+        atoms, goals = ((places + shift) / fov + 0.5 for places in (state.atom_ang, state.goal_ang))
+        blank = torch.zeros(len(goals), self.config.pixels, self.config.pixels, device=goals.device)
+        region = torch.tensor(FULL_FRAME, device=goals.device).repeat(len(goals), 1)
+        return Marks(state.place, atoms, goals, blank, region)
+
+    def _scan(self, rows: Tensor) -> Scan:
+        config = self.config
+        n, device = len(rows), rows.device
+        region = torch.tensor(FULL_FRAME, device=device).repeat(n, 1)
+        side, dwell_s = (torch.full((n,), value, device=device) for value in (config.fov_ang, config.pixel_dwell_s))
+        return Scan(rows, side, (config.pixels, config.pixels), dwell_s, region, (ATOMS,))
+
+    def _meaning(self, action: Tensor, bond_ang: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Beam from the followed atom (n, 2) Å, dwell (n,) s, and whether a frame is wanted (n,)."""
+        config = self.config
+        wanted = torch.ones(len(action), dtype=torch.bool, device=action.device)
+        if config.dwells_s:
+            neighbour = action % 3
+            offset = config.aim_bonds * _of(bond_ang, neighbour)
+            return offset, torch.tensor(config.dwells_s, device=action.device)[action // 3], wanted
+        if config.skip_frames:
+            wanted = action[:, -1] >= 0.0
+        part = (0.5 * (action[:, 2] + 1.0)).clamp(0.0, 1.0) if self._has_time else torch.zeros_like(action[:, 0])
+        dwell_s = config.dwell_min_s * (config.dwell_max_s / config.dwell_min_s) ** part
+        return config.reach_ang * action[:, :2], dwell_s, wanted
+
+    def _follow(self, state: State) -> tuple[Tensor, Tensor]:
+        """The followed atom (B,) and its goal (B,): the nearest pair of a free atom and a free goal."""
+        distance = (state.atom_ang.unsqueeze(2) - state.goal_ang.unsqueeze(1)).norm(dim=-1)  # (B, atoms, goals)
+        there = distance < 0.5 * BOND_ANG
+        taken = there.any(2).unsqueeze(2) | there.any(1).unsqueeze(1)
+        best = (distance + _FAR_ANG * taken).flatten(1).argmin(1)
+        return best // self.config.dopants, best % self.config.dopants
+
+    def _see_frame(self, state: State, reading: Reading) -> State:
+        """The state of n rows after a frame: every found place goes to the known atom that it is nearest to."""
+        config = self.config
+        found = (reading.data[ATOMS][:, : config.dopants] - 0.5) * config.fov_ang  # (n, D', 2), NaN where none
+        bonds = reading.data["bonds_ang"][:, : config.dopants]
+        first = ~state.begun & (state.frame_s <= 0.0)
+        step = torch.where(first.unsqueeze(1), 0.0, reading.data["shift_ang"])
+        shift = state.shift_ang + step
+        seen = found - shift.unsqueeze(1)
+        atom, bond = _track(state.atom_ang, state.bond_ang, seen, bonds)
+        complete = seen.isfinite().all(-1).all(1)
+        fresh = ~state.begun & complete
+        atom = torch.where(fresh[:, None, None], seen, atom)
+        bond = torch.where(fresh[:, None, None, None], bonds, bond)
+        since_s = (state.clock_s - state.frame_s).clamp(min=1e-3).unsqueeze(1)
+        drift = torch.where(first.unsqueeze(1), 0.0, step / since_s)
+        goal = state.goal_ang
+        if bool(fresh.any()):
+            goal = torch.where(fresh[:, None, None], self._goals(atom, bond, state.chance), goal)
+        return replace(
+            state,
+            begun=state.begun | fresh,
+            atom_ang=atom,
+            bond_ang=bond,
+            goal_ang=goal,
+            shift_ang=shift,
+            drift_ang_per_s=drift,
+            frame_s=state.clock_s,
+        )
+
+    def _goals(self, atom_ang: Tensor, bond_ang: Tensor, chance: Tensor) -> Tensor:
+        """Goals (n, D, 2) on the lattice of the first atom."""
+        config, first, bonds = self.config, atom_ang[:, 0], bond_ang[:, 0]
+        along, across = bonds[:, 0] - bonds[:, 1], bonds[:, 1] - bonds[:, 2]  # lattice vectors (n, 2)
+        order = torch.arange(-_CELLS, _CELLS + 1, device=first.device, dtype=first.dtype)
+        n, m = (grid.flatten()[:, None] for grid in torch.meshgrid(order, order, indexing="ij"))
+        cells = first.unsqueeze(1) + n * along.unsqueeze(1) + m * across.unsqueeze(1)  # (n, C, 2)
+        room = 0.5 * config.fov_ang
+        if self._pattern is None:
+            sites = torch.cat((cells, cells + bonds[:, :1]), dim=1)
+            away = (sites - first.unsqueeze(1)).norm(dim=-1)
+            allowed = (sites.abs() < room).all(-1) & (away <= config.goal_ang) & (away > 0.5 * BOND_ANG)
+            reached = torch.cumsum(allowed.float(), dim=1)
+            pick = (reached <= chance * reached[:, -1:]).sum(1).clamp(max=sites.shape[1] - 1)
+            return _of(sites, pick).unsqueeze(1)
+        pattern = torch.tensor(self._pattern, device=first.device, dtype=first.dtype)
+        offset = pattern[:, :1] * along.unsqueeze(1) + pattern[:, 1:2] * across.unsqueeze(1)
+        offset = offset + pattern[:, 2:] * bonds[:, :1]  # (n, D, 2)
+        places = cells.unsqueeze(2) + offset.unsqueeze(1)  # (n, C, D, 2)
+        inside = (places.abs() < room - BOND_ANG).all(-1).all(2)
+        away = (places.mean(2) - atom_ang.mean(1, keepdim=True)).norm(dim=-1)
+        best = torch.where(inside, away, away + _FAR_ANG).argmin(1)
+        return places[torch.arange(len(best), device=best.device), best]
+
+    def _tell_trace(self, reading: Reading) -> Tensor:
+        """The last dwell in four numbers (n, 4)."""
+        trace = reading.data["trace"]
+        count = trace.isfinite().sum(1)
+        first = trace[:, 0].clamp(min=1.0)
+        order = torch.arange(trace.shape[1], device=trace.device)
+        late = (order >= (count - (count // 4).clamp(min=1)).unsqueeze(1)) & trace.isfinite()
+        filled = trace.nan_to_num()
+        last = (filled * late).sum(1) / late.sum(1).clamp(min=1)
+        used = count / trace.shape[1]
+        time = reading.seconds / self.config.dwell_max_s
+        return torch.stack((last / first - 1.0, filled.amax(1) / first - 1.0, used, time), dim=1)
+
+    def _observation(self, state: State) -> Observation:
+        followed, goal = self._follow(state)
+        here = _of(state.atom_ang, followed)
+        begun = state.begun[:, None].float()
+        atoms, goals = ((places - here.unsqueeze(1)) / _SCALE_ANG for places in (state.atom_ang, state.goal_ang))
+        age = ((state.clock_s - state.frame_s) / 10.0).clamp(0.0, 5.0).unsqueeze(1)
+        return {
+            "goal": (_of(goals, goal) * begun).clamp(-10.0, 10.0),
+            "bonds": (_of(state.bond_ang, followed) / BOND_ANG).clamp(-2.0, 2.0),
+            "atoms": (atoms * begun.unsqueeze(2)).clamp(-10.0, 10.0),
+            "goals": (goals * begun.unsqueeze(2)).clamp(-10.0, 10.0),
+            "trace": state.trace.clamp(-1.0, 10.0),
+            "frame": torch.cat((age, state.drift_ang_per_s.clamp(-5.0, 5.0)), dim=1),
+        }
+
+    def _distances(self, state: State, atom_ang: Tensor, goal_ang: Tensor, there: Tensor | None) -> Tensor:
+        """(B, D) from each goal to its nearest atom that is there."""
+        away = (goal_ang.unsqueeze(2) - atom_ang.unsqueeze(1)).norm(dim=-1)
+        return (away if there is None else torch.where(there.unsqueeze(1), away, _FAR_ANG)).amin(2)
+
+    def _look_up(self, state: State, truth: Mapping[str, Tensor]) -> State:
+        """Where the first frame was on the specimen; once an episode, when the goals are set."""
+        if bool(state.known.all()):
+            return state
+        fresh = (state.begun & ~state.known).unsqueeze(1)
+        centre = truth["frame_centre_ang"] + state.shift_ang
+        return replace(state, origin_ang=torch.where(fresh, centre, state.origin_ang), known=state.begun)
+
+    def _true_distances(self, state: State, truth: Mapping[str, Tensor]) -> Tensor:
+        goal = state.goal_ang + state.origin_ang.unsqueeze(1)
+        delta = goal.unsqueeze(2) - truth["dopant_xy_ang"].unsqueeze(1)
+        away = nearest_image(delta, truth["cell_ang"][:, None, None]).norm(dim=-1)
+        return torch.where(truth["dopant_there"].unsqueeze(1), away, _FAR_ANG).amin(2)
+
+    def _terms(self, nearer_ang: Tensor, reached: Tensor, minutes: Tensor, damage: Tensor) -> dict[str, Tensor]:
+        """The four terms of the reward of a step."""
+        config = self.config
+        return {
+            "reward_progress": config.progress_weight * nearer_ang / BOND_ANG,
+            "reward_success": config.success_weight * reached,
+            "reward_time": -config.time_weight * minutes,
+            "reward_damage": -config.damage_weight * damage,
+        }
+
+
+def _track(atom_ang: Tensor, bond_ang: Tensor, seen_ang: Tensor, bonds: Tensor) -> tuple[Tensor, Tensor]:
+    """Atoms (n, D, 2) and bonds moved to the places (n, D', 2) seen nearest to them; pairs in the order of distance.
+
+    An atom that no place within two and a half bonds is left for stays where it was.
+    """
+    distance = (atom_ang.unsqueeze(2) - seen_ang.unsqueeze(1)).norm(dim=-1).nan_to_num(nan=_FAR_ANG)
+    row = torch.arange(len(atom_ang), device=atom_ang.device)
+    for _ in range(atom_ang.shape[1]):
+        best = distance.flatten(1).argmin(1)
+        atom, place = best // distance.shape[2], best % distance.shape[2]
+        near = (distance[row, atom, place] < 2.5 * BOND_ANG).unsqueeze(1)
+        moved = torch.where(near, seen_ang[row, place], atom_ang[row, atom])
+        turned = torch.where(near.unsqueeze(2), bonds[row, place], bond_ang[row, atom])
+        atom_ang, bond_ang = atom_ang.clone(), bond_ang.clone()
+        atom_ang[row, atom], bond_ang[row, atom] = moved, turned
+        distance[row, atom, :], distance[row, :, place] = 2.0 * _FAR_ANG, 2.0 * _FAR_ANG
+    return atom_ang, bond_ang
+
+
+def _of(values: Tensor, index: Tensor) -> Tensor:
+    """values (n, D, …) at index (n,): (n, …)."""
+    return values[torch.arange(len(index), device=index.device), index]
+
+
+def _spread(reading: Reading, like: Tensor) -> Tensor:
+    """Seconds of a reading on the rows (B,) it is for."""
+    return torch.zeros_like(like).index_add(0, reading.rows, reading.seconds)
+
+
+def _pattern(config: BeamFabricationConfig) -> tuple[tuple[int, int, int], ...] | None:
+    if not isinstance(config.pattern, str):
+        return config.pattern
+    if config.pattern not in PATTERNS:
+        raise ConfigError(f"Unknown pattern {config.pattern!r}; known: {', '.join(PATTERNS)}, or give its sites.")
+    return PATTERNS[config.pattern]
+
+
+def _check(config: BeamFabricationConfig) -> None:
+    """Refuse settings that contradict each other."""
+    sites = _pattern(config)
+    if sites is None and config.dopants != 1:
+        raise ConfigError(f"{config.dopants} dopants need a pattern: one of {', '.join(PATTERNS)}, or its sites.")
+    if sites is not None and (len(sites) != config.dopants or len(set(sites)) != len(sites)):
+        raise ConfigError(f"The pattern must have {config.dopants} different sites, one a dopant; given {sites}.")
+    if sites is not None and any(sublattice not in (0, 1) for _, _, sublattice in sites):
+        raise ConfigError(f"The third number of a site is its sublattice, 0 or 1; given {sites}.")
+    if not config.dwell_min_s <= config.dwell_max_s:
+        raise ConfigError(
+            f"dwell_min_s must not exceed dwell_max_s; given {config.dwell_min_s:g} and {config.dwell_max_s:g}."
+        )
+    if any(not config.dwell_min_s <= dwell <= config.dwell_max_s for dwell in config.dwells_s):
+        raise ConfigError(f"dwells_s must lie within dwell_min_s and dwell_max_s; given {config.dwells_s}.")
+    if config.dwells_s and config.skip_frames:
+        raise ConfigError("Discrete actions take every frame; leave skip_frames out.")
+    if sites is not None and 2.5 * max(abs(n) + abs(m) + 1 for n, m, _ in sites) > 0.5 * config.fov_ang:
+        raise ConfigError(f"The pattern does not fit into a field of {config.fov_ang:g} Å; given {sites}.")
