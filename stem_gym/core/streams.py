@@ -27,6 +27,7 @@ _LANES = np.array(_MULTIPLIERS, np.uint64)[:, None, None]
 _HIGH = 1 if sys.byteorder == "little" else 0  # where a 64-bit word keeps its high half
 _KEY_SCHEDULE = np.arange(_ROUNDS)[:, None, None] * np.array(_KEY_STEPS)[:, None]  # (rounds, 2, 1)
 _FUSED_FROM_DRAWS = 1024  # a row; for fewer, such as the samples of a trace, compiling another kernel does not pay
+_FUSED_FROM_NUMBERS = 8192  # in one draw; below, numpy's own start is quicker
 _NUMPY_UP_TO_ROWS = 16  # beyond, torch's wider loops win over numpy's quicker start
 _SMALL_RATE = 10.0  # below: inversion of the Poisson law; above: its asymptotic quantile
 _LARGEST_SMALL_COUNT = 32  # P(N > 32 | rate 10) = 1e-8, below the 2^-24 grid of the uniforms
@@ -76,12 +77,22 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Te
     return c0, c1, c2, c3
 
 
-def _uniform(address: Tensor, count: int) -> Tensor:
-    """Uniforms in (0, 1), never 0 or 1; address (n, 4) int64 is key, episode and draw; gives (n, count) float32."""
+def _uniform_blocks(address: Tensor, blocks: int) -> Tensor:
+    """Uniforms in (0, 1), never 0 or 1, (n, 4, blocks) float32; address (n, 4) int64 is key, episode and draw."""
     key0, key1, episode, draw = (address[:, column : column + 1] for column in range(4))
-    block = torch.arange((count + 3) // 4, device=address.device)[None, :]
+    block = torch.arange(blocks, device=address.device)[None, :]
     words = philox((block, draw, episode, torch.zeros_like(block)), (key0, key1))
-    return ((torch.cat(words, dim=1)[:, :count] >> 9).to(torch.float32) + 0.5) * 2.0**-23
+    return ((torch.stack(words, dim=1) >> 9).to(torch.float32) + 0.5) * 2.0**-23
+
+
+def _uniform(address: Tensor, count: int, fused: bool = False) -> Tensor:
+    """The first `count` uniforms of each address, (n, count)."""
+    blocks = (count + 3) // 4
+    if not fused:
+        return _uniform_blocks(address, blocks).flatten(1)[:, :count]
+    # One and odd numbers of blocks would each be compiled anew; a block more changes none of the others.
+    drawn = _compiled()[0](address, blocks + blocks % 2)
+    return torch.as_tensor(drawn)[:, :, :blocks].flatten(1)[:, :count]
 
 
 def _uniform_numpy(address: np.ndarray, count: int) -> np.ndarray:
@@ -195,7 +206,7 @@ def _large_counts(uniform: Any, rate: Any, xp: Any) -> Any:
 @functools.cache
 def _compiled() -> tuple[Any, Any]:
     """The uniform and the Poisson kernel; compiled apart, which is faster than one kernel of both."""
-    return torch.compile(_uniform, dynamic=True), torch.compile(poisson_quantile, dynamic=True)
+    return torch.compile(_uniform_blocks, dynamic=True), torch.compile(poisson_quantile, dynamic=True)
 
 
 class Streams:
@@ -247,19 +258,21 @@ class Streams:
         """Poisson counts with mean `rate` (n, …), as float32 of the same shape."""
         per_row = math.prod(rate.shape[1:])
         if self._fused and len(rows) > 1 and per_row >= _FUSED_FROM_DRAWS:
-            uniform, quantile = _compiled()
             # One fresh dimension: with views or equal sizes the compiler would make a kernel for each.
-            counts = quantile(
-                uniform(self._next_address(rows), per_row).flatten().clone(), rate.float().flatten().clone()
-            )
+            drawn = _uniform(self._next_address(rows), per_row, fused=True).flatten().clone()
+            counts = _compiled()[1](drawn, rate.float().flatten().clone())
             return torch.as_tensor(counts).reshape(rate.shape)
         drawn = self._draw_uniform(rows, per_row).reshape(rate.shape)
         if drawn.device.type == "cpu" and len(rows) <= _NUMPY_UP_TO_ROWS:
             return torch.from_numpy(_poisson_numpy(drawn.numpy(), rate.detach().float().numpy()))
+        if drawn.device.type == "cpu" and rate.numel() and float(rate.min()) > _SMALL_RATE:
+            return torch.as_tensor(_large_counts(drawn, rate.float(), torch))  # the same, without the unused half
         return torch.as_tensor(poisson_quantile(drawn, rate.float()))
 
     def _draw_uniform(self, rows: Tensor, count: int) -> Tensor:
         address = self._next_address(rows)
+        if self._fused and len(rows) * count >= _FUSED_FROM_NUMBERS:
+            return _uniform(address, count, fused=True)
         if address.device.type == "cpu":
             return torch.from_numpy(_uniform_numpy(address.numpy(), count))
         return _uniform(address, count)

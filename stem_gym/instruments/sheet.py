@@ -26,36 +26,21 @@ from stem_gym.core.streams import Streams
 from stem_gym.core.units import ELECTRONS_PER_PC
 from stem_gym.simulator.detectors import DetectorModel, detect, expected_electrons
 from stem_gym.simulator.drift import DriftModel, DriftState, advance, frame_time_s, start_drift
-from stem_gym.simulator.exposure import check_region, drift_at, samples_of, samples_until
+from stem_gym.simulator.exposure import check_region, drift_at, samples_of, samples_until, straight
+from stem_gym.simulator.finder import Finder, View
 from stem_gym.simulator.flux import FluxTable, density_at, highest_lattice_sum
 from stem_gym.simulator.jumps import BOND_ANG
 from stem_gym.simulator.kinetics import Beam, Frame, Kinetics, KineticsModel
 from stem_gym.simulator.microscope import Overheads, Probe, capabilities
 from stem_gym.simulator.optics import Optics
 from stem_gym.simulator.scattering import OBJECT_SIGMA_ANG, haadf_cross_section_ang2
-from stem_gym.simulator.sheet import CARBON, NOTHING, Sheet, beginning, beside
+from stem_gym.simulator.sheet import CARBON, NOTHING, Sheet, beginning
 from stem_gym.simulator.specimens import GrapheneRecipe
 
 _SAMPLES = 8  # parts of a dwell without a trace
+_DWELL_KNOTS = 2  # drift is drawn at so many times of a dwell and is straight in between
 _ATOMS_PER_ANG2 = 4.0 / (3.0 * 3.0**0.5 * BOND_ANG**2)  # of graphene
 _FRAME_PASSES = 64  # events that one frame may see; more would be no sheet any longer
-
-
-class Finder(BaseConfig):
-    """The errors of the software that finds atoms; position errors fall with the root of the dose."""
-
-    position_sd_ang: float = Field(default=0.05, ge=0, le=1)
-    """of a dopant's place on each axis, in a frame of `reference_dose`"""
-    shift_sd_ang: float = Field(default=0.03, ge=0, le=1)
-    """of the shift between two frames on each axis, likewise"""
-    bond_sd_ang: float = Field(default=0.02, ge=0, le=0.5)
-    """of the bond vectors of the lattice fit, likewise"""
-    reference_dose: float = Field(default=8.0e5, gt=0)
-    """e/Å² of a frame at 40 pA, 2 s and 25 Å"""
-    missed: float = Field(default=0.0, ge=0, lt=1)
-    """share of dopants that a frame does not show"""
-    false: float = Field(default=0.0, ge=0, lt=1)
-    """share of places that are anywhere in the frame instead"""
 
 
 class Config(BaseConfig):
@@ -175,9 +160,8 @@ class SheetMicroscope(Instrument):
     def truth(self) -> Mapping[str, Tensor]:
         """Where the dopants really are, where the frame lies, and what the beam has done. Live buffers."""
         state, sheet = self._now, self._now.sheet
-        row = torch.arange(self.rows, device=self.device).unsqueeze(1)
         return {
-            "dopant_xy_ang": sheet.xy_ang[row, sheet.dopant],
+            "dopant_xy_ang": sheet.near.dopant_ang,
             "dopant_there": sheet.there,
             "cell_ang": sheet.cell_ang,
             "frame_centre_ang": -state.drift.offset_ang,
@@ -247,7 +231,10 @@ class SheetMicroscope(Instrument):
         dose = electrons / size.prod(1)
         centre = (drift.distortion * middle.unsqueeze(1)).sum(2) - knots.mean(1)
         self._disturb(rows, Frame(centre, size, dose, beam_s, seconds, current))
-        data = self._find(rows, scan, dose, drift)
+        sheet = state.sheet
+        view = View(sheet.cell_ang[rows], scan.fov_ang, scan.region, dose, drift.offset_ang, state.seen_ang[rows])
+        near = take_rows(sheet.near, rows)
+        data = config.finder.find(near, sheet.there[rows], view, self._streams, rows)
         state.fov_ang.index_copy_(0, rows, scan.fov_ang)
         state.seen_ang.index_copy_(0, rows, drift.offset_ang)
         self._spend(rows, seconds, electrons, drift)
@@ -271,31 +258,6 @@ class SheetMicroscope(Instrument):
                 return
             rows, after, frame = rows[more], after[more], take_rows(frame, more)
 
-    def _find(self, rows: Tensor, scan: Scan, dose: Tensor, drift: DriftState) -> dict[str, Tensor]:
-        """What the finder says of the frame that has just ended."""
-        finder, sheet, streams = self.config.finder, self._now.sheet, self._streams
-        near = beside(sheet, rows)
-        n, slots = near.dopant_ang.shape[:2]
-        blur = (finder.reference_dose / dose).sqrt()[:, None, None]
-        noise = streams.normal(rows, (slots + slots * 3 + 1, 2))
-        cell, fov = sheet.cell_ang[rows].unsqueeze(1), scan.fov_ang[:, None, None]
-        place = nearest_image(near.dopant_ang + drift.offset_ang.unsqueeze(1), cell)
-        place = (place + finder.position_sd_ang * blur * noise[:, :slots]) / fov + 0.5
-        if finder.missed > 0.0 or finder.false > 0.0:
-            uniform = streams.uniform(rows, (slots, 4))
-            anywhere = scan.region[:, None, :2] + scan.region[:, None, 2:] * uniform[..., 2:]
-            place = torch.where(uniform[..., :1] < finder.false, anywhere, place)
-            place = torch.where(uniform[..., 1:2] < finder.missed, torch.nan, place)
-        corner, end = scan.region[:, None, :2], scan.region[:, None, :2] + scan.region[:, None, 2:]
-        seen = ((place >= corner) & (place <= end)).all(-1) & sheet.there[rows]
-        place = torch.where(seen.unsqueeze(-1), place, torch.nan)
-        bond = near.bond_ang + finder.bond_sd_ang * blur.unsqueeze(-1) * noise[:, slots:-1].reshape(n, slots, 3, 2)
-        order = place[..., 0].nan_to_num(nan=9.0).argsort(dim=1)
-        place = place.gather(1, order.unsqueeze(-1).expand(-1, -1, 2))
-        bond = bond.gather(1, order[..., None, None].expand(-1, -1, 3, 2))
-        shift = drift.offset_ang - self._now.seen_ang[rows] + finder.shift_sd_ang * blur[:, 0] * noise[:, -1]
-        return {ATOMS: place, "bonds_ang": bond, "shift_ang": shift}
-
     def _park(self, park: Park) -> Reading:
         place = torch.stack((park.x, park.y), dim=-1)
         self._now.place.index_copy_(0, park.rows, place)
@@ -305,7 +267,9 @@ class SheetMicroscope(Instrument):
         config, state, rows = self.config, self._now, dwell.rows
         samples = samples_of(dwell, _SAMPLES)
         sample_s = dwell.time_s / samples
-        knots, drift = self._advance(rows, sample_s.unsqueeze(1).expand(-1, samples))
+        knot_s = dwell.time_s / _DWELL_KNOTS
+        knots, drift = self._advance(rows, knot_s.unsqueeze(1).expand(-1, _DWELL_KNOTS))
+        knots = straight(knots, samples)
         parked, before = state.place.index_select(0, rows), take_rows(state.drift, rows)
         wanted = (parked - 0.5) * state.fov_ang[rows].unsqueeze(1)
         place = (drift.distortion * wanted.unsqueeze(1)).sum(2)
@@ -357,9 +321,7 @@ class SheetMicroscope(Instrument):
     def _trace(self, rows: Tensor, beam: Beam) -> Tensor:
         """ADF counts (n, J): an even sheet of carbon, and on it the dopants as the probe sees them."""
         config, state, sheet = self.config, self._now, self._now.sheet
-        dopant = sheet.dopant[rows]
-        place = sheet.xy_ang[rows.unsqueeze(1), dopant]  # (n, D, 2)
-        number = sheet.atomic_number[rows.unsqueeze(1), dopant]
+        place, number = sheet.near.dopant_ang[rows], sheet.near.atomic_number[rows]  # (n, D, 2), (n, D)
         cell = sheet.cell_ang[rows][:, None, None]
         distance = nearest_image(beam.path_ang.unsqueeze(2) - place.unsqueeze(1), cell).norm(dim=-1)  # (n, J, D)
         excess = (self._weight_ang2[number] - self._weight_ang2[CARBON]) * sheet.there[rows]

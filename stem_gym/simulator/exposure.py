@@ -33,6 +33,13 @@ def displacement_of_rows(knots: Tensor, rows: int) -> Tensor:
     return knots[:, left] * (1.0 - share) + knots[:, left + 1] * share
 
 
+def straight(knots: Tensor, parts: int) -> Tensor:
+    """Places (n, parts + 1, 2) at the ends of even parts of the time that knots (n, J + 1, 2) are spread over."""
+    at = torch.arange(parts + 1, device=knots.device) * ((knots.shape[1] - 1) / parts)
+    left = at.long().clamp(max=knots.shape[1] - 2)
+    return torch.lerp(knots[:, left], knots[:, left + 1], (at - left)[:, None])
+
+
 def samples_of(dwell: Dwell, least: int) -> int:
     """How many samples a dwell is taken in: those of its trace; without one `least`, or what its rule averages."""
     rule = dwell.stop

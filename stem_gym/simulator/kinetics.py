@@ -37,10 +37,11 @@ from stem_gym.simulator.sheet import (
     KNOCK_OUT,
     NOTHING,
     REFUSED,
+    Beside,
     Event,
     Sheet,
     apply,
-    beside,
+    look,
 )
 from stem_gym.simulator.specimens import Specimen
 
@@ -203,7 +204,9 @@ class Kinetics:
         number = specimen.atomic_number.gather(1, site)
         kind = (number.unsqueeze(-1) == self._number).float().argmax(-1)
         zero = torch.zeros(n, dtype=torch.int64, device=self.device)
-        return Sheet(
+        barn = self._barn[kind] * there[:, :, None, None]
+        nothing = Beside(*(torch.zeros(0, device=self.device),) * 5)
+        sheet = Sheet(
             cell_ang=specimen.cell_ang,
             xy_ang=specimen.xy_ang,
             neighbours=neighbours,
@@ -216,10 +219,12 @@ class Kinetics:
             vacancy=empty,
             open=gone > 0.5,
             law=self.model.jumps.parameters(streams, rows),
-            barn=self._barn[kind] * there[:, :, None, None],
+            barn=barn,
             jumps=zero,
             lost=zero.clone(),
+            near=nothing,
         )
+        return replace(sheet, near=look(sheet, torch.arange(n, device=self.device)))
 
     def next_event(self, sheet: Sheet, rows: Tensor, beam: Beam, begin: Event, streams: Streams) -> Event:
         """The first event of `rows` (n,) in a dwell after the moment of the event `begin`."""
@@ -264,7 +269,7 @@ class Kinetics:
         apply(sheet, rows, event, self._silicon_barn)
 
     def _beside_in_dwell(self, sheet: Sheet, rows: Tensor, beam: Beam) -> Tensor:
-        near, cell = beside(sheet, rows), sheet.cell_ang[rows]
+        near, cell = take_rows(sheet.near, rows), sheet.cell_ang[rows]
         away = nearest_image(beam.path_ang.unsqueeze(2) - near.dopant_ang.unsqueeze(1), cell[:, None, None])
         distance = (away.unsqueeze(3) - near.bond_ang.unsqueeze(1)).norm(dim=-1)  # (n, S, D, 3)
         density = density_at(beam.density, distance)
@@ -277,7 +282,7 @@ class Kinetics:
         return events * near.allowed.unsqueeze(1) * beam.part_s[:, :, None, None, None]
 
     def _beside_in_frame(self, sheet: Sheet, rows: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
-        near, cell = beside(sheet, rows), sheet.cell_ang[rows][:, None, None]
+        near, cell = take_rows(sheet.near, rows), sheet.cell_ang[rows][:, None, None]
         place = near.dopant_ang.unsqueeze(2) + near.bond_ang  # (n, D, 3, 2)
         part = nearest_image(place - frame.centre_ang[:, None, None], cell) / frame.size_ang[:, None, None] + 0.5
         inside = ((part >= 0.0) & (part < 1.0)).all(-1, keepdim=True)

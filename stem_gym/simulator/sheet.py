@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stem_gym.core.batch import write_rows
 from stem_gym.core.periodic import nearest_image
 
 CARBON, SILICON = 6, 14
@@ -19,6 +20,17 @@ EXCHANGE, EJECTION, ROTATION, REVERSAL, REPLACEMENT = range(5)
 BESIDE = 5
 KNOCK_OUT, HEALING, CAPTURE = 5, 6, 7  # the others, in the same numbering
 NOTHING, REFUSED = -1, -2
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The surroundings of the dopants: small tensors, kept so that the wide lattice is looked at after events alone."""
+
+    dopant_ang: Tensor  # (B, D, 2)
+    bond_ang: Tensor  # (B, D, 3, 2)
+    atomic_number: Tensor  # (B, D) int64
+    barn: Tensor  # (B, D, 5) for the side that it is raised to
+    allowed: Tensor  # (B, D, 3, 5) 1 for the events that can happen to each neighbour, else 0
 
 
 @dataclass
@@ -40,6 +52,7 @@ class Sheet:
     barn: Tensor  # (B, D, 2, 5) cross sections of the events beside a dopant; far and near side
     jumps: Tensor  # (B,) int64 so far
     lost: Tensor  # (B,) int64 carbon atoms knocked out so far
+    near: Beside
 
 
 @dataclass(frozen=True)
@@ -60,18 +73,8 @@ def beginning(rows: int, device: torch.device) -> Event:
     return Event(zero + NOTHING, zero, zero, zero, zero, zero.float())
 
 
-@dataclass(frozen=True)
-class Beside:
-    """The surroundings of the dopants of n rows."""
-
-    dopant_ang: Tensor  # (n, D, 2)
-    bond_ang: Tensor  # (n, D, 3, 2)
-    barn: Tensor  # (n, D, 5) for the side that it is raised to
-    allowed: Tensor  # (n, D, 3, 5)
-
-
-def beside(sheet: Sheet, rows: Tensor) -> Beside:
-    """What surrounds the dopants of `rows` (n,), and which events can happen to each neighbour."""
+def look(sheet: Sheet, rows: Tensor) -> Beside:
+    """What surrounds the dopants of `rows` (n,) now, found on the lattice."""
     row = rows[:, None]
     dopant = sheet.dopant[rows]
     neighbour = sheet.neighbours[row, dopant]  # (n, D, 3)
@@ -87,7 +90,8 @@ def beside(sheet: Sheet, rows: Tensor) -> Beside:
     turned = carbon & there & (rotated == torch.arange(1, 4, device=rows.device))
     allowed = torch.stack((threefold, free, threefold, turned, threefold), dim=-1)
     side = sheet.raised[rows].long()[:, :, None, None].expand(-1, -1, 1, BESIDE)
-    return Beside(place, bond, sheet.barn[rows].gather(2, side).squeeze(2), allowed)
+    number = sheet.atomic_number[row, dopant]
+    return Beside(place, bond, number, sheet.barn[rows].gather(2, side).squeeze(2), allowed.float())
 
 
 def apply(sheet: Sheet, rows: Tensor, event: Event, silicon_barn: Tensor) -> None:
@@ -105,6 +109,7 @@ def apply(sheet: Sheet, rows: Tensor, event: Event, silicon_barn: Tensor) -> Non
     _make_vacancies(sheet, row[gone], struck[gone])
     filled = (kind == HEALING) | (kind == CAPTURE)
     _fill(sheet, row[filled], event.site[here][filled], kind[filled] == CAPTURE, silicon_barn)
+    write_rows(sheet.near, row, look(sheet, row))
 
 
 def _beside_happens(
