@@ -55,7 +55,7 @@ class Task(ABC, Generic[State]):
     """
 
     Config: ClassVar[type[BaseModel]]
-    needs: ClassVar[Needs]
+    needs: Needs
     config: Any  # what `Config` read
     chances: ClassVar[int] = 0  # uniform numbers that an episode is begun with, for what the task itself draws
     observation_space: spaces.Dict  # of one row; BatchEnv adds "budget"

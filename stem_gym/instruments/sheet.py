@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from stem_gym.core.batch import clone_rows, take_rows, write_rows
-from stem_gym.core.config import Config as BaseConfig
 from stem_gym.core.config import parse
 from stem_gym.core.errors import ConfigError, InstructionError
 from stem_gym.core.instructions import ATOMS, Blank, Dwell, Instruction, Park, Read, Reading, Scan, Wait, no_dose
@@ -24,50 +22,32 @@ from stem_gym.core.instrument import Capabilities, Instrument, check_instruction
 from stem_gym.core.periodic import nearest_image
 from stem_gym.core.streams import Streams
 from stem_gym.core.units import ELECTRONS_PER_PC
-from stem_gym.simulator.detectors import DetectorModel, detect, expected_electrons
-from stem_gym.simulator.drift import DriftModel, DriftState, advance, frame_time_s, start_drift
-from stem_gym.simulator.exposure import check_region, drift_at, samples_of, samples_until, straight
-from stem_gym.simulator.finder import Finder, View
+from stem_gym.simulator.detectors import detect, expected_electrons, line_jitter_ang
+from stem_gym.simulator.drift import DriftState, advance, frame_time_s, start_drift
+from stem_gym.simulator.exposure import (
+    check_region,
+    displacement_of_rows,
+    drift_at,
+    raster,
+    samples_of,
+    samples_until,
+    straight,
+)
+from stem_gym.simulator.finder import View
 from stem_gym.simulator.flux import FluxTable, density_at, highest_lattice_sum
 from stem_gym.simulator.jumps import BOND_ANG
-from stem_gym.simulator.kinetics import Beam, Frame, Kinetics, KineticsModel
-from stem_gym.simulator.microscope import Overheads, Probe, capabilities
+from stem_gym.simulator.kinetics import Beam, Frame, Kinetics
+from stem_gym.simulator.microscope import SheetColumn, capabilities
 from stem_gym.simulator.optics import Optics
+from stem_gym.simulator.pictures import Pictures
 from stem_gym.simulator.scattering import OBJECT_SIGMA_ANG, haadf_cross_section_ang2
-from stem_gym.simulator.sheet import CARBON, NOTHING, Sheet, beginning
-from stem_gym.simulator.specimens import GrapheneRecipe
+from stem_gym.simulator.sheet import CARBON, NOTHING, Event, Sheet, beginning
 
+Config = SheetColumn  # what `settings` of this kind must be
 _SAMPLES = 8  # parts of a dwell without a trace
-_DWELL_KNOTS = 2  # drift is drawn at so many times of a dwell and is straight in between
+_DWELL_KNOTS, _FRAME_KNOTS = 2, 4  # drift is drawn at so many times of an exposure and is straight in between
 _ATOMS_PER_ANG2 = 4.0 / (3.0 * 3.0**0.5 * BOND_ANG**2)  # of graphene
 _FRAME_PASSES = 64  # events that one frame may see; more would be no sheet any longer
-
-
-class Config(BaseConfig):
-    """A simulated column with a doped graphene sheet that the beam changes."""
-
-    kind: Literal["sheet"] = "sheet"
-    """this instrument"""
-    specimen: GrapheneRecipe
-    """what is under the beam"""
-    fov_ang: float = Field(default=25.0, gt=1, le=200)
-    """field of view before the first scan"""
-    current_pa: float = Field(default=40.0, gt=0, le=1000)
-    """beam current"""
-    probe: Probe = Probe()
-    """illumination"""
-    drift: DriftModel = DriftModel()
-    """drift and scan distortion"""
-    detector: DetectorModel = DetectorModel()
-    """annular detector"""
-    overheads: Overheads = Overheads()
-    """time beside exposure"""
-    kinetics: KineticsModel = KineticsModel()
-    """what the beam does to the sheet"""
-    finder: Finder = Finder()
-    """what the software sees"""
-    free_slots: int = Field(default=0, ge=0, le=16)
-    """room for dopants that a vacancy may catch"""
 
 
 @dataclass
@@ -84,6 +64,8 @@ class _Rows:
     clock_s: Tensor  # (B,)
     electrons: Tensor  # (B,) float64
     seen_ang: Tensor  # (B, 2) the sample's displacement when the last frame ended
+    series: Tensor  # (B, 2 N, 2 N) the expected picture as a real series; (B, 0) where there are no pictures
+    transfer: Tensor  # (B, Ny, Nx) or (B, 0)
 
 
 def make(settings: Mapping[str, Any], rows: int, device: torch.device) -> SheetMicroscope:
@@ -102,9 +84,8 @@ class SheetMicroscope(Instrument):
         self.config, self.rows, self.device = config, rows, torch.device(device)
         has = capabilities()
         verbs = has.verbs - {"MoveStage", "Set"}
-        self.capabilities = Capabilities(
-            verbs, frozenset({ATOMS}), {}, has.readable, _only(has.limits, verbs), None, True
-        )
+        detectors = frozenset({ATOMS, "haadf"} if config.pictures else {ATOMS})
+        self.capabilities = Capabilities(verbs, detectors, {}, has.readable, _only(has.limits, verbs), None, True)
         probe = config.probe
         if probe.astigmatism_ang > 0.0:
             raise ConfigError(
@@ -125,6 +106,9 @@ class SheetMicroscope(Instrument):
         energy = torch.tensor(probe.energy_kev, device=self.device)
         annulus = config.detector.inner_mrad, config.detector.outer_mrad
         self._weight_ang2 = haadf_cross_section_ang2(numbers, energy, *annulus)  # by atomic number
+        sigma = config.specimen.thermal_sigma_ang
+        largest = config.specimen.largest_cell_ang
+        self._pictures = Pictures(largest, optics, self._weight_ang2, sigma) if config.pictures else None
         self._state: _Rows | None = None
         self._streams = Streams([0] * rows, self.device)
         self._handlers: dict[type[Instruction], Any] = {
@@ -200,6 +184,8 @@ class SheetMicroscope(Instrument):
         if config.probe.defocus_sd_ang > 0.0:
             defocus = defocus + config.probe.defocus_sd_ang * streams.normal(rows)
         zero = torch.zeros(n, device=self.device)
+        none = torch.zeros(n, 0, device=self.device)
+        series, transfer = self._pictures.start(specimen, defocus) if self._pictures else (none, none.clone())
         return _Rows(
             sheet=sheet,
             drift=start_drift(config.drift, streams, rows),
@@ -211,6 +197,8 @@ class SheetMicroscope(Instrument):
             clock_s=zero,
             electrons=zero.double(),
             seen_ang=torch.zeros(n, 2, device=self.device),
+            series=series,
+            transfer=transfer,
         )
 
     def _advance(self, rows: Tensor, dt_s: Tensor) -> tuple[Tensor, DriftState]:
@@ -222,7 +210,7 @@ class SheetMicroscope(Instrument):
         config, state, rows = self.config, self._now, scan.rows
         check_region(scan.region)
         seconds = frame_time_s(scan.shape, scan.dwell_s, config.detector.flyback_s) + config.overheads.scan_s
-        knots, drift = self._advance(rows, seconds.unsqueeze(1))
+        knots, drift = self._advance(rows, (seconds / _FRAME_KNOTS).unsqueeze(1).expand(-1, _FRAME_KNOTS))
         size = scan.region[:, 2:] * scan.fov_ang.unsqueeze(1)
         middle = (scan.region[:, :2] + 0.5 * scan.region[:, 2:] - 0.5) * scan.fov_ang.unsqueeze(1)
         beam_s = scan.dwell_s * (scan.shape[0] * scan.shape[1])
@@ -235,6 +223,8 @@ class SheetMicroscope(Instrument):
         view = View(sheet.cell_ang[rows], scan.fov_ang, scan.region, dose, drift.offset_ang, state.seen_ang[rows])
         near = take_rows(sheet.near, rows)
         data = config.finder.find(near, sheet.there[rows], view, self._streams, rows)
+        if "haadf" in scan.channels:
+            data["images"] = self._picture(scan, knots, drift)
         state.fov_ang.index_copy_(0, rows, scan.fov_ang)
         state.seen_ang.index_copy_(0, rows, drift.offset_ang)
         self._spend(rows, seconds, electrons, drift)
@@ -247,12 +237,38 @@ class SheetMicroscope(Instrument):
         }
         return Reading("Scan", rows, seconds, electrons, dose, data, calibration)
 
+    def _picture(self, scan: Scan, knots: Tensor, drift: DriftState) -> Tensor:
+        """Counts (n, 1, H, W) of the sheet as the frame leaves it."""
+        config, state, rows, height = self.config, self._now, scan.rows, scan.shape[0]
+        shift = -displacement_of_rows(knots, height)
+        if config.detector.line_jitter_ang > 0.0:
+            shift = shift + line_jitter_ang(self._streams, rows, height, config.detector)
+        places = raster(scan, drift.distortion, shift)
+        series = state.series.index_select(0, rows)
+        fraction = Pictures.frame(series, state.sheet.cell_ang.index_select(0, rows), places)
+        current = torch.full_like(scan.dwell_s, config.current_pa)
+        mean = expected_electrons(fraction, current, scan.dwell_s, config.detector)
+        return detect(mean, self._streams, rows, config.detector).unsqueeze(1)
+
+    def _happen(self, rows: Tensor, event: Event) -> None:
+        """Let events happen on `rows` (n,), and mend the pictures of the sheet."""
+        state = self._now
+        if self._pictures is None or not bool((event.kind >= 0).any()):
+            self.kinetics.apply(state.sheet, rows, event)
+            return
+        sites = self._pictures.touched(state.sheet, rows, event)
+        before = self._pictures.weights(state.sheet, rows, sites)
+        self.kinetics.apply(state.sheet, rows, event)
+        change = self._pictures.weights(state.sheet, rows, sites) - before
+        mended = self._pictures.change(state.sheet, rows, sites, change, state.transfer[rows])
+        state.series.index_add_(0, rows, mended)
+
     def _disturb(self, rows: Tensor, frame: Frame) -> None:
         """What a frame does to the sheet, event after event."""
         after = torch.full((len(rows),), -1.0, device=self.device)
         for _ in range(_FRAME_PASSES):
             event, after = self.kinetics.next_in_frame(self._now.sheet, rows, frame, after, self._streams)
-            self.kinetics.apply(self._now.sheet, rows, event)
+            self._happen(rows, event)
             more = (event.kind != NOTHING).nonzero().squeeze(1)
             if len(more) == 0:
                 return
@@ -313,7 +329,7 @@ class SheetMicroscope(Instrument):
             here, begin = here[more], take_rows(event, more)
             if len(here) == 0:
                 break
-            self.kinetics.apply(sheet, rows[here], begin)
+            self._happen(rows[here], begin)
             later = torch.arange(samples, device=self.device) > begin.segment.unsqueeze(1)
             counts[here] = torch.where(later, self._trace(rows[here], take_rows(beam, here)), counts[here])
         return counts, used

@@ -10,8 +10,10 @@ from stem_gym.core.config import Config
 from stem_gym.core.instrument import Capabilities, Limits
 from stem_gym.simulator.detectors import DetectorModel
 from stem_gym.simulator.drift import DriftModel
+from stem_gym.simulator.finder import Finder
+from stem_gym.simulator.kinetics import KineticsModel
 from stem_gym.simulator.removal import RemovalModel
-from stem_gym.simulator.specimens import Recipe
+from stem_gym.simulator.specimens import GrapheneRecipe, Recipe
 
 
 class Probe(Config):
@@ -77,6 +79,35 @@ class Microscope(Config):
     """pixel of the dose map"""
     surrogate: bool = False
     """whether the learned imaging surrogate corrects the expected images"""
+
+
+class SheetColumn(Config):
+    """A simulated column with a doped graphene sheet that the beam changes."""
+
+    kind: Literal["sheet"] = "sheet"
+    """this instrument"""
+    specimen: GrapheneRecipe
+    """what is under the beam"""
+    fov_ang: float = Field(default=25.0, gt=1, le=200)
+    """field of view before the first scan"""
+    current_pa: float = Field(default=40.0, gt=0, le=1000)
+    """beam current"""
+    probe: Probe = Probe()
+    """illumination"""
+    drift: DriftModel = DriftModel()
+    """drift and scan distortion"""
+    detector: DetectorModel = DetectorModel()
+    """annular detector"""
+    overheads: Overheads = Overheads()
+    """time beside exposure"""
+    kinetics: KineticsModel = KineticsModel()
+    """what the beam does to the sheet"""
+    finder: Finder = Finder()
+    """what the software sees"""
+    pictures: bool = False
+    """whether frames can be had as pictures too (channel "haadf")"""
+    free_slots: int = Field(default=0, ge=0, le=16)
+    """room for dopants that a vacancy may catch"""
 
 
 def capabilities() -> Capabilities:

@@ -72,6 +72,8 @@ class BeamFabricationConfig(Config):
     """where given, actions are discrete: a neighbour and one of these dwells"""
     aim_bonds: float = Field(default=1.0, gt=0, le=2)
     """where a discrete action puts the beam, in bond lengths towards the neighbour"""
+    image_full_scale: float | None = Field(default=None, gt=0)
+    """collected fraction that is drawn as white; where given, the frame itself is observed as well"""
     skip_frames: bool = False
     """whether the agent may leave out the frame after a dwell"""
     trace: int = Field(default=8, ge=4, le=256)
@@ -109,6 +111,7 @@ class State:
     frame_s: Tensor  # (B,) when the last frame ended
     place: Tensor  # (B, 2) parked probe, fractions
     trace: Tensor  # (B, 4) last dwell in a few numbers
+    image: Tensor  # (B, H, W) uint8 last frame; (B, 0) where frames are not observed
     origin_ang: Tensor  # (B, 2) middle of the first frame on the specimen, from truth
     known: Tensor  # (B,) bool, whether it was looked up
     left_seen_ang: Tensor  # (B,) sum of distances to the goals as perceived
@@ -145,6 +148,7 @@ class BeamFabrication(Task[State]):
     | `goals` (D, 2) | all goals, likewise |
     | `trace` (4,) | last dwell: last quarter / first − 1, highest / first − 1, part of the time used, time / longest |
     | `frame` (3,) | age of the frame / 10 s; drift x, y in Å/s |
+    | `image` (1, H, W) | uint8: the last frame (255 = `image_full_scale`); only where that is given |
     | `budget` (3,) | what is left of steps, seconds and electrons |
 
     ## Reward
@@ -162,13 +166,15 @@ class BeamFabrication(Task[State]):
     """
 
     Config = BeamFabricationConfig
-    needs = Needs(verbs=frozenset({"Scan", "Park", "Dwell"}), detectors=frozenset({ATOMS}))
     chances: ClassVar[int] = 1
 
     def __init__(self, config: BeamFabricationConfig) -> None:
         self.config: BeamFabricationConfig = config
         self._pattern = _pattern(config)
         _check(config)
+        self._channels = (ATOMS,) if config.image_full_scale is None else (ATOMS, "haadf")
+        self._image_shape = (0,) if config.image_full_scale is None else (config.pixels, config.pixels)
+        self.needs = Needs(verbs=frozenset({"Scan", "Park", "Dwell"}), detectors=frozenset(self._channels))
         self._has_time = config.dwell_min_s < config.dwell_max_s
         numbers = 2 + int(self._has_time) + int(config.skip_frames)
         self.action_space = (
@@ -187,6 +193,9 @@ class BeamFabrication(Task[State]):
                 "frame": spaces.Box(-5.0, 5.0, (3,), np.float32),
             }
         )
+        if config.image_full_scale is not None:
+            image = spaces.Box(0, 255, (1, config.pixels, config.pixels), np.uint8)
+            self.observation_space = spaces.Dict({**self.observation_space.spaces, "image": image})
         stop = config.stop
         self._rule = TraceRule(stop.rise, stop.fall, baseline_samples=1, window_samples=1) if stop else None
 
@@ -207,6 +216,7 @@ class BeamFabrication(Task[State]):
             frame_s=zero,
             place=pair + 0.5,
             trace=torch.zeros(rows, 4, device=device),
+            image=torch.zeros(rows, *self._image_shape, dtype=torch.uint8, device=device),
             origin_ang=pair,
             known=no,
             left_seen_ang=zero,
@@ -315,16 +325,19 @@ class BeamFabrication(Task[State]):
         """Probe, atoms as dwells' crosses, and goals; there is no picture."""
         fov, shift = self.config.fov_ang, state.shift_ang.unsqueeze(1)
         atoms, goals = ((places + shift) / fov + 0.5 for places in (state.atom_ang, state.goal_ang))
-        blank = torch.zeros(len(goals), self.config.pixels, self.config.pixels, device=goals.device)
+        if state.image.dim() == 3:
+            frame = state.image.float() / 255.0
+        else:
+            frame = torch.zeros(len(goals), self.config.pixels, self.config.pixels, device=goals.device)
         region = torch.tensor(FULL_FRAME, device=goals.device).repeat(len(goals), 1)
-        return Marks(state.place, atoms, goals, blank, region)
+        return Marks(state.place, atoms, goals, frame, region)
 
     def _scan(self, rows: Tensor) -> Scan:
         config = self.config
         n, device = len(rows), rows.device
         region = torch.tensor(FULL_FRAME, device=device).repeat(n, 1)
         side, dwell_s = (torch.full((n,), value, device=device) for value in (config.fov_ang, config.pixel_dwell_s))
-        return Scan(rows, side, (config.pixels, config.pixels), dwell_s, region, (ATOMS,))
+        return Scan(rows, side, (config.pixels, config.pixels), dwell_s, region, self._channels)
 
     def _meaning(self, action: Tensor, bond_ang: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Beam from the followed atom (n, 2) Å, dwell (n,) s, and whether a frame is wanted (n,)."""
@@ -376,6 +389,7 @@ class BeamFabrication(Task[State]):
             shift_ang=shift,
             drift_ang_per_s=drift,
             frame_s=state.clock_s,
+            image=_drawn(reading, config.image_full_scale) if config.image_full_scale else state.image,
         )
 
     def _goals(self, atom_ang: Tensor, bond_ang: Tensor, chance: Tensor) -> Tensor:
@@ -421,7 +435,9 @@ class BeamFabrication(Task[State]):
         begun = state.begun[:, None].float()
         atoms, goals = ((places - here.unsqueeze(1)) / _SCALE_ANG for places in (state.atom_ang, state.goal_ang))
         age = ((state.clock_s - state.frame_s) / 10.0).clamp(0.0, 5.0).unsqueeze(1)
+        image = {"image": state.image.unsqueeze(1)} if state.image.dim() == 3 else {}
         return {
+            **image,
             "goal": (_of(goals, goal) * begun).clamp(-10.0, 10.0),
             "bonds": (_of(state.bond_ang, followed) / BOND_ANG).clamp(-2.0, 2.0),
             "atoms": (atoms * begun.unsqueeze(2)).clamp(-10.0, 10.0),
@@ -477,6 +493,16 @@ def _track(atom_ang: Tensor, bond_ang: Tensor, seen_ang: Tensor, bonds: Tensor) 
         atom_ang[row, atom], bond_ang[row, atom] = moved, turned
         distance[row, atom, :], distance[row, :, place] = 2.0 * _FAR_ANG, 2.0 * _FAR_ANG
     return atom_ang, bond_ang
+
+
+def _drawn(reading: Reading, full_scale: float) -> Tensor:
+    """The frame as the agent sees it, (n, H, W) uint8."""
+    gain, offset, beam = (
+        reading.calibration[key][:, None, None]
+        for key in ("counts_per_electron", "counts_offset", "electrons_per_pixel")
+    )
+    fraction = (reading.data["images"][:, 0] - offset) / (gain * beam)
+    return (fraction * (255.0 / full_scale)).round().clamp(0.0, 255.0).to(torch.uint8)
 
 
 def _of(values: Tensor, index: Tensor) -> Tensor:
