@@ -1,6 +1,7 @@
 """The `stem-gym` command: list, show, check, train, bench, deploy, demo.
 
-Exit codes: 0 done; 1 a check or a demanded figure failed; 2 bad input; 130 stopped by Ctrl-C, what was done is kept.
+Exit codes: 0 done; 1 a check or a demanded figure failed; 2 bad input; 130 stopped by Ctrl-C, 143 by
+SIGTERM, what was done is kept.
 An error is one message that says what was wrong, what was given and what would be right; `--debug` adds the traceback.
 Nothing heavy is imported before a command needs it.
 """
@@ -9,8 +10,11 @@ from __future__ import annotations
 
 import json as jsonlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +27,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction
 from stem_gym.core.errors import StemGymError
 from stem_gym.jobs.overrides import parse_overrides
 
-OK, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
+OK, FAILED, BAD_INPUT, STOPPED, TERMINATED = 0, 1, 2, 130, 143
 Texts = UseAppendAction[tuple[str, ...]]
 
 
@@ -254,7 +258,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else BAD_INPUT
     # Where JSON goes to standard output, everything meant for people goes to the other stream.
-    return _guarded(command, Console(stderr=command.json, highlight=False, soft_wrap=False))
+    with _terminated_like_ctrl_c() as signals:
+        code = _guarded(command, Console(stderr=command.json, highlight=False, soft_wrap=False))
+    return TERMINATED if signals and code == STOPPED else code
+
+
+@contextmanager
+def _terminated_like_ctrl_c() -> Iterator[list[int]]:
+    """SIGTERM, which schedulers send before they kill, becomes a KeyboardInterrupt; gives the signals that came."""
+    signals: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        signals.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only there a signal can be handled
+        yield signals
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield signals
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _guarded(command: Any, screen: Console) -> int:
