@@ -53,6 +53,7 @@ class List(Common):
         else:
             for table in catalogue.tables():
                 screen.print(table, "")
+        catalogue.check_files()  # after the list of those that are well
         return OK
 
 

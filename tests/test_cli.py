@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,7 +19,9 @@ import pytest
 import stem_gym  # noqa: F401 – registers the ids
 from stem_gym import cli
 from stem_gym.core.errors import ActionError, CapabilityError, ConfigError, StemGymError
+from stem_gym.envs import registration
 from stem_gym.envs.registration import variant_files
+from stem_gym.jobs import check
 
 REPO = Path(__file__).resolve().parent.parent
 ID = "stem_gym/AtomTargeting-v0"
@@ -176,6 +179,63 @@ def test_a_yaml_with_faults_is_refused_by_name(tmp_path):
         assert f"variant_{number}.yaml" in str(caught.value)
     with pytest.raises(ConfigError, match="Can not read .*absent.yaml"):
         load_variant(tmp_path / "absent.yaml")
+
+
+@pytest.fixture
+def broken_folder(tmp_path, monkeypatch):
+    """The variants that ship, one that is no YAML but tells its id, one without an id, and one with an unknown key."""
+    shutil.copytree(registration.config_root(), tmp_path / "configs")
+    text = variant_files()[ID].read_text()
+    task = tmp_path / "configs" / "atom_targeting"
+    (task / "torn.yaml").write_text(text.replace(ID, "stem_gym/AtomTargeting-torn-v0") + "budget: [")
+    (task / "nameless.yaml").write_text("summary: none")
+    (task / "misspelt.yaml").write_text(
+        text.replace(ID, "stem_gym/AtomTargeting-odd-v0").replace("budget:", "budgett:")
+    )
+    monkeypatch.setattr(registration, "config_root", lambda: tmp_path / "configs")
+    registration._found.cache_clear()
+    registration.register_variants()
+    yield task
+    for id in ("stem_gym/AtomTargeting-torn-v0", "stem_gym/AtomTargeting-odd-v0"):
+        gymnasium.registry.pop(id, None)
+    registration._found.cache_clear()
+
+
+def test_a_broken_yaml_is_named_and_hides_no_other(capsys, broken_folder, monkeypatch):
+    code, out, err = run(capsys, "list", "--json")
+    assert code == cli.BAD_INPUT and ID in json.loads(out)["environments"]
+    assert "torn.yaml" in in_one_line(err) and "nameless.yaml has no text under the key 'id'" in in_one_line(err)
+    code, _, err = run(capsys, "show", "stem_gym/AtomTargeting-torn-v0")
+    assert code == cli.BAD_INPUT and "torn.yaml is not valid YAML" in in_one_line(err)
+    code, _, err = run(capsys, "show", "stem_gym/Nameless-v0")
+    assert code == cli.BAD_INPUT and "Unknown environment id" in err and "nameless.yaml" in in_one_line(err)
+    assert run(capsys, "show", ID)[0] == cli.OK
+    with pytest.raises(ConfigError, match=r"torn\.yaml is not valid YAML"):
+        gymnasium.make("stem_gym/AtomTargeting-torn-v0")
+
+    monkeypatch.setattr(check, "_checks", lambda id, overrides: iter(()))  # the configuration alone
+    code, out, _ = run(capsys, "check", "--json")
+    failed = {found["id"] for found in json.loads(out) if found["problem"]}
+    assert code == cli.FAILED
+    assert failed == {"atom_targeting/torn.yaml", "atom_targeting/nameless.yaml", "stem_gym/AtomTargeting-odd-v0"}
+
+
+def test_the_import_survives_a_broken_yaml(tmp_path):
+    """In a copy, since the import reads the folder beside the package."""
+    for name in ("stem_gym", "envs_configs"):
+        shutil.copytree(REPO / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "envs_configs" / "atom_targeting" / "mine.yaml").write_text("id: [")
+    (tmp_path / "envs_configs" / "atom_targeting" / "odd.yaml").write_text("id: not an id")
+    (tmp_path / "envs_configs" / "atom_targeting" / "bytes.yaml").write_bytes(b"id: \xff\xfe")
+    script = (
+        "import gymnasium, stem_gym.envs.registration as r\n"
+        f"print(len(r.broken_variants()), {ID!r} in gymnasium.registry)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.stdout == "3 True\n", done.stderr
 
 
 @pytest.mark.parametrize(

@@ -60,11 +60,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ConfigError for an unreadable file, bad YAML or anything but a mapping."""
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"Can not read {path}: {error.strerror or error}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Can not read {path}: {getattr(error, 'strerror', None) or error}.") from error
     try:
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values; it holds {type(data).__name__}.")

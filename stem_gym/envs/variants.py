@@ -11,9 +11,9 @@ import torch
 
 from stem_gym import instruments, tasks
 from stem_gym.core.config import Variant, config_hash, merge, parse, read_yaml
-from stem_gym.core.errors import ConfigError, unknown_name
+from stem_gym.core.errors import ConfigError
 from stem_gym.envs.batch import BatchEnv
-from stem_gym.envs.registration import variant_files
+from stem_gym.envs.registration import unknown_id, variant_files
 
 FUSED_FROM_ROWS = 64  # from so many rows on, compiling the noise pays for its start
 
@@ -37,10 +37,9 @@ def load_variant(name: str | Path, overrides: Mapping[str, Any] | None = None) -
 
     Raises UnknownNameError for an unknown id, ConfigError for keys, types or values that do not fit.
     """
-    files = variant_files()
-    path = Path(name) if str(name).endswith((".yaml", ".yml")) else files.get(str(name))
+    path = Path(name) if str(name).endswith((".yaml", ".yml")) else variant_files().get(str(name))
     if path is None:
-        raise unknown_name("environment id", str(name), files)
+        raise unknown_id(str(name))
     data = merge(read_yaml(path), overrides or {})
     source = f"{path.parent.name}/{path.name}" + (" with overrides" if overrides else "")
     return LoadedVariant(parse(Variant, data, source), data, source)

@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from stem_gym.core.config import Variant, read_yaml
-from stem_gym.envs.registration import variant_files
+from stem_gym.core.errors import ConfigError
+from stem_gym.envs.registration import broken_variants, variant_files
 from stem_gym.jobs.roster import agents_package
 
 _UNITS = {
@@ -27,8 +28,15 @@ _UNITS = {
 
 
 def environments() -> dict[str, str]:
-    """Id → its sentence."""
-    return {id: str(read_yaml(path).get("summary", "")) for id, path in variant_files().items()}
+    """Id → its sentence; broken files are left out."""
+    readable = {id: path for id, path in variant_files().items() if path not in broken_variants()}
+    return {id: str(read_yaml(path).get("summary", "")) for id, path in readable.items()}
+
+
+def check_files() -> None:
+    """Raises ConfigError that tells every variant's file that can not be read."""
+    if faults := broken_variants():
+        raise ConfigError("\n  ".join(map(str, faults.values())))
 
 
 def agents() -> dict[str, str]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import gymnasium
 
-from stem_gym.core.errors import CapabilityError, unknown_name
-from stem_gym.envs.registration import variant_files
+from stem_gym.core.errors import CapabilityError
+from stem_gym.envs.registration import unknown_id
 
 _OURS = ("make", "evaluate", "load", "names")
 
@@ -38,7 +38,7 @@ def agents_package() -> ModuleType:
 def check_id(id: str) -> str:
     """The id, if something is registered under it. Raises UnknownNameError that names the nearest one."""
     if id not in gymnasium.registry:
-        raise unknown_name("environment id", id, variant_files())
+        raise unknown_id(id)
     return id
 
 
