@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import Field
+from rich.console import Console
 
 from stem_gym.core.config import Config
 from stem_gym.core.errors import CapabilityError, ConfigError, UnknownNameError
@@ -165,6 +166,20 @@ def test_frames_of_a_recording_are_spread_over_the_episode(tmp_path):
     assert [image.shape for _, image in found] == [(64, 64)] * 3
     sides = [caption.split(", ")[1] for caption, _ in found]
     assert sides == ["24.0 Å", "6.0 Å", "6.0 Å"]
+
+
+def test_the_demo_removes_an_earlier_training_and_nothing_else(tmp_path):
+    folder = tmp_path / "training"
+    demo.clear_training(folder)  # none there: nothing to do
+    (folder / "tensorboard").mkdir(parents=True)
+    (folder / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="no checkpoint.safetensors.*another folder with --out"):
+        demo.demo(demo.Settings(tmp_path, 1.0, 1), Console(quiet=True))
+    written = [folder / name for name in ("checkpoint.safetensors", "policy.json", "policy.safetensors", "curve.csv")]
+    for path in [*written, folder / "tensorboard" / "events.out.tfevents.1", folder / "tensorboard" / "notes.txt"]:
+        path.write_text("")
+    demo.clear_training(folder)
+    assert sorted(path.name for path in folder.rglob("*")) == ["notes.txt", "tensorboard", "thesis.txt"]
 
 
 @pytest.mark.slow
