@@ -41,6 +41,11 @@ def broken_variants() -> dict[Path, ConfigError]:
     return _found().faults
 
 
+def is_ours(id: str) -> bool:
+    """Whether an environment of this package is registered under the id."""
+    return id in gymnasium.registry and str(gymnasium.registry[id].entry_point).startswith(f"{_FACES}:")
+
+
 def unknown_id(id: str) -> UnknownNameError:
     """The error for an id that nothing is registered under; names the files that could not be read as well."""
     told = [str(unknown_name("environment id", id, variant_files())), *map(str, broken_variants().values())]
