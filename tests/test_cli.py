@@ -126,6 +126,9 @@ BAD_INPUT = [
     (["show", ID, "--set", "budget.seconds=-1"], "budget.seconds.*greater than 0.*given -1"),
     (["show", ID, "--set", "task.radius_nm=0.05"], "unknown key 'radius_nm'. Did you mean 'radius_ang'"),
     (["show", ID, "--set", "instrument.probe.energy_ev=6e4"], "'probe.energy_ev'. Did you mean 'energy_kev'"),
+    (["show", ID, "--set", "instrument.probe.energy_kev=60keV"], "default.yaml.*instrument.*60keV.*number alone"),
+    (["show", ID, "--set", "instrument.kind=nion"], "default.yaml.*'specimen' is missing.*--instrument nion"),
+    (["train", "ppo", ID, "--with", "steps=1.5e0"], "steps: .*integer.*given 1.5"),
     (["deploy", "lock_on", ID, "--instrument", "nio"], "Unknown instrument 'nio'. Did you mean 'nion'"),
     (["deploy", "no/such/folder", ID], "No saved policy in no/such/folder"),
 ]  # fmt: skip

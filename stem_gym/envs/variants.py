@@ -25,6 +25,7 @@ class LoadedVariant:
     variant: Variant
     data: Mapping[str, Any]
     source: str
+    own_instrument: str  # the kind in the file, whatever the overrides say
 
     @property
     def hash(self) -> str:
@@ -40,9 +41,11 @@ def load_variant(name: str | Path, overrides: Mapping[str, Any] | None = None) -
     path = Path(name) if str(name).endswith((".yaml", ".yml")) else variant_files().get(str(name))
     if path is None:
         raise unknown_id(str(name))
-    data = merge(read_yaml(path), overrides or {})
+    own = read_yaml(path)
+    data = merge(own, overrides or {})
     source = f"{path.parent.name}/{path.name}" + (" with overrides" if overrides else "")
-    return LoadedVariant(parse(Variant, data, source), data, source)
+    variant, section = parse(Variant, data, source), own.get("instrument")
+    return LoadedVariant(variant, data, source, str(section.get("kind")) if isinstance(section, Mapping) else "")
 
 
 def build(loaded: LoadedVariant, rows: int, device: str = "cpu", fused: bool | None = None) -> BatchEnv:
@@ -56,7 +59,10 @@ def build(loaded: LoadedVariant, rows: int, device: str = "cpu", fused: bool | N
     task = task_type(parse(task_type.Config, settings, f"{loaded.source}, task"))
     instrument_kind, instrument_settings = _kind(variant.instrument, "instrument", loaded.source)
     adapter = instrument_settings.pop("adapter", instrument_kind)
-    instrument = instruments.make(adapter, instrument_settings, rows, where)
+    try:
+        instrument = instruments.make(adapter, instrument_settings, rows, where)
+    except ConfigError as error:
+        raise ConfigError(f"{loaded.source}, {error}{_kind_hint(loaded, instrument_kind)}") from error
     try:
         return BatchEnv(task, instrument, variant.budget, rows >= FUSED_FROM_ROWS if fused is None else fused)
     except BaseException:
@@ -80,6 +86,16 @@ def instrument_override(instrument: str | Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(instrument, str):
         raise ConfigError(f"instrument must be a name such as 'nion', or a mapping; given {instrument!r}.")
     return {"adapter": instrument}
+
+
+def _kind_hint(loaded: LoadedVariant, kind: str) -> str:
+    """What may have been meant where an override named another kind, which takes none of the variant's settings."""
+    if kind == loaded.own_instrument:
+        return ""
+    return (
+        f" The settings of {loaded.own_instrument!r} are not those of {kind!r}; to keep them and let {kind!r} execute, "
+        f"name it with --instrument {kind} (in Python instrument={kind!r})."
+    )
 
 
 def _kind(section: Mapping[str, Any], name: str, source: str) -> tuple[str, dict[str, Any]]:
