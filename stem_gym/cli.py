@@ -125,7 +125,7 @@ class Train(Common):
         try:
             train.train(job)
         except KeyboardInterrupt:
-            return _stopped(screen, f"What was learned so far is in {folder}; go on with --resume.")
+            return _stopped(screen, train.kept(folder))
         if self.json:
             _print_json({"policy": str(folder), "curve": train.curve_of(folder)})
         else:

@@ -129,6 +129,7 @@ BAD_INPUT = [
     (["show", ID, "--set", "instrument.probe.energy_kev=60keV"], "default.yaml.*instrument.*60keV.*number alone"),
     (["show", ID, "--set", "instrument.kind=nion"], "default.yaml.*'specimen' is missing.*--instrument nion"),
     (["train", "ppo", ID, "--with", "steps=1.5e0"], "steps: .*integer.*given 1.5"),
+    (["train", "ppo", ID, "--resume", "--out", "absent"], "absent holds no checkpoint; leave --resume out to start"),
     (["deploy", "lock_on", ID, "--instrument", "nio"], "Unknown instrument 'nio'. Did you mean 'nion'"),
     (["deploy", "no/such/folder", ID], "No saved policy in no/such/folder"),
 ]  # fmt: skip

@@ -128,6 +128,12 @@ def test_a_rising_curve_is_said_to_rise():
     assert "too short" in train.rise([(0, 1.0)])
 
 
+def test_a_stopped_training_says_what_it_leaves(tmp_path):
+    assert train.kept(tmp_path) == "Nothing was learned yet."
+    (tmp_path / "checkpoint.safetensors").write_text("")
+    assert f"is in {tmp_path}; go on with --resume" in train.kept(tmp_path)
+
+
 def test_training_refuses_what_learns_nothing_and_settings_with_an_option_of_their_own(tmp_path):
     with pytest.raises(CapabilityError, match=r"learns nothing.*ppo"):
         train.train(train.Training("uniform", ID, tmp_path / "a"))
