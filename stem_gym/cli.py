@@ -173,7 +173,8 @@ class Bench(Common):
         if self.out is not None and outcomes:
             screen.print(f"Written to {self.out}: bench.json, summary.csv, episodes.csv")
         if stopped:
-            return _stopped(screen, f"{len(outcomes)} of {len(self.ids) * len(agents)} comparisons are finished.")
+            finished = sum(found.complete for found in outcomes)
+            return _stopped(screen, f"{finished} of {len(self.ids) * len(agents)} comparisons are finished.")
         missed = bench.unmet(outcomes, self.require)
         for sentence in missed:
             screen.print(escape(sentence), style="red")
@@ -206,16 +207,21 @@ class Deploy(Common):
         job = deploy.Deployment(
             self.policy, self.id, self.instrument, self.episodes, self.seed, self.record, parse_overrides(self.set)
         )
+        outcomes: list[outcome.Outcome] = []
+        stopped = False
         try:
             with Progress(screen) as progress:
-                done = deploy.deploy(job, progress.steps)
+                deploy.deploy(job, progress.steps, outcomes)
         except KeyboardInterrupt:
-            kept = f"What was recorded is in {self.record}." if self.record else "Nothing was recorded (--record)."
-            return _stopped(screen, kept)
+            stopped = True
         if self.json:
-            _print_json(outcome.document([done], self.seed))
-        else:
+            _print_json(outcome.document(outcomes, self.seed))
+        for done in () if self.json else outcomes:
             screen.print(outcome.episode_table(done))
+        if stopped:
+            kept = f"What was recorded is in {self.record}." if self.record else "Nothing was recorded (--record)."
+            played = sum(len(done.episodes) for done in outcomes)
+            return _stopped(screen, f"{played} of {self.episodes} episodes are finished. {kept}")
         if self.record is not None:
             screen.print(f"Recorded in {self.record}")
         return OK

@@ -114,4 +114,5 @@ def test_ctrl_c_keeps_the_agents_that_a_benchmark_has_finished(tmp_path):
     out, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == cli.STOPPED, err
     assert "1 of 2 comparisons are finished" in " ".join(out.split())
-    assert len(json.loads((tmp_path / "bench.json").read_text())["runs"]) == 1
+    runs = json.loads((tmp_path / "bench.json").read_text())["runs"]
+    assert [run["complete"] for run in runs] in ([True], [True, False])

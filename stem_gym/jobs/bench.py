@@ -35,8 +35,8 @@ def bench(
 ) -> list[Outcome]:
     """The outcomes of every agent on every id; after each one the files in `folder` are renewed.
 
-    They are appended to `into` as they come, so that who catches a KeyboardInterrupt has what is finished. Raises
-    StemGymError subclasses for unknown names before anything runs.
+    They are appended to `into` as they come, and on a KeyboardInterrupt the episodes that are finished of the running
+    one, marked as not complete. Raises StemGymError subclasses for unknown names before anything runs.
     """
     if plan.episodes < 1:
         raise ConfigError(f"A benchmark needs at least one episode; given {plan.episodes}.")
@@ -46,9 +46,11 @@ def bench(
     outcomes = [] if into is None else into
     for id in plan.ids:
         for agent in plan.agents:
-            outcomes.append(_run(plan, id, agent, report))
-            if folder is not None:
-                store(outcomes, plan.seed, folder)
+            try:
+                _run(plan, id, agent, report, outcomes)
+            finally:
+                if folder is not None and outcomes:
+                    store(outcomes, plan.seed, folder)
     return outcomes
 
 
@@ -65,14 +67,22 @@ def _check_names(plan: Plan) -> None:
             env.close()
 
 
-def _run(plan: Plan, id: str, agent: str, report: Report | None) -> Outcome:
+def _run(plan: Plan, id: str, agent: str, report: Report | None, into: list[Outcome]) -> None:
     rows = min(plan.episodes, MOST_ROWS)
     env = gymnasium.make_vec(id, num_envs=rows, autoreset_mode=AutoresetMode.DISABLED, **plan.overrides)
+    finished: dict[int, Any] = {}
     try:
         policy = policy_for(agent, env)
         progress = None if report is None else (lambda done, of: report(id, agent, done, of))
-        episodes = agents_package().evaluate(policy, id, plan.episodes, plan.seed, env=env, progress=progress)
-        return Outcome(id, agent, hash_of(env), episodes, policy.settings.model_dump(mode="json"))
+        evaluate = agents_package().evaluate
+        try:
+            evaluate(policy, id, plan.episodes, plan.seed, env=env, progress=progress, finished=finished)
+        finally:
+            if finished:
+                numbers = sorted(finished)
+                episodes, settings = [finished[number] for number in numbers], policy.settings.model_dump(mode="json")
+                complete = len(numbers) == plan.episodes
+                into.append(Outcome(id, agent, hash_of(env), episodes, settings, complete, numbers))
     finally:
         env.close()
 

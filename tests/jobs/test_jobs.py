@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -90,6 +91,39 @@ def test_a_wrong_name_stops_a_benchmark_before_the_first_episode(tmp_path):
     with pytest.raises(UnknownNameError, match="Did you mean 'uniform'"):
         bench.bench(plan, tmp_path, lambda *words: reports.append(words))
     assert reports == [] and not (tmp_path / "bench.json").exists()
+
+
+def test_a_stopped_benchmark_keeps_the_episodes_that_are_finished(tmp_path):
+    """Stopped when the second agent has finished one episode or more of forty on 32 rows."""
+    outcomes: list[Outcome] = []
+
+    def stop(id: str, agent: str, done: int, total: int) -> None:
+        if agent == "raster":
+            raise KeyboardInterrupt
+
+    plan = bench.Plan([ID], ["uniform", "raster"], episodes=40, seed=1, overrides={"budget": {"steps": 6}})
+    with pytest.raises(KeyboardInterrupt):
+        bench.bench(plan, tmp_path, stop, outcomes)
+    assert [found.complete for found in outcomes] == [True, False]
+    kept = json.loads((tmp_path / "bench.json").read_text())["runs"]
+    assert [run["complete"] for run in kept] == [True, False]
+    assert 0 < len(kept[1]["episodes"]) < 40 == len(kept[0]["episodes"])
+    whole = bench.bench(bench.Plan([ID], ["raster"], 40, 1, {"budget": {"steps": 6}}))[0].episodes
+    for number, episode in zip(kept[1]["worlds"], kept[1]["episodes"], strict=True):
+        assert episode["return"] == pytest.approx(whole[number]["return"]), "each is the episode of its own world"
+
+
+def test_a_stopped_deployment_keeps_the_episodes_that_are_finished():
+    outcomes: list[Outcome] = []
+
+    def stop(number: int, info: object) -> None:
+        if number == 2:
+            raise KeyboardInterrupt
+
+    job = deploy.Deployment("uniform", ID, "simulated", episodes=4, overrides={"budget": {"steps": 3}})
+    with pytest.raises(KeyboardInterrupt):
+        deploy.deploy(job, stop, outcomes)
+    assert len(outcomes) == 1 and len(outcomes[0].episodes) == 2 and not outcomes[0].complete
 
 
 def test_a_deployment_plays_the_worlds_of_a_benchmark():
@@ -192,7 +226,6 @@ def test_the_demo_removes_an_earlier_training_and_nothing_else(tmp_path):
 @pytest.mark.xdist_group("nion")
 def test_the_demo_makes_what_it_says(tmp_path):
     """The whole path, small, in a process of its own: Nion Swift allows one instrument per process."""
-    import json
     import subprocess
     import sys
 
