@@ -157,7 +157,8 @@ class Bench(Common):
         from stem_gym.jobs.progress import Progress
 
         agents = [name.strip() for name in self.agents.split(",") if name.strip()]
-        plan = bench.Plan(self.ids, agents, self.episodes, self.seed, parse_overrides(self.set))
+        demands = [bench.demand_of(text) for text in self.require]
+        plan = bench.Plan(self.ids, agents, self.episodes, self.seed, parse_overrides(self.set), demands)
         outcomes: list[outcome.Outcome] = []
         stopped = False
         try:
@@ -175,7 +176,7 @@ class Bench(Common):
         if stopped:
             finished = sum(found.complete for found in outcomes)
             return _stopped(screen, f"{finished} of {len(self.ids) * len(agents)} comparisons are finished.")
-        missed = bench.unmet(outcomes, self.require)
+        missed = bench.unmet(outcomes, demands)
         for sentence in missed:
             screen.print(escape(sentence), style="red")
         return FAILED if missed else OK

@@ -117,6 +117,8 @@ BAD_INPUT = [
     (["train", "uniform", ID], "learns nothing.*ppo"),
     (["train", "ppo", ID, "--with", "stepz=3"], "'stepz'.*Did you mean"),
     (["bench"], "at least one environment id"),
+    (["bench", ID, "--require", "lock_on.success>0.9"], r"AGENT\.FIGURE>=NUMBER"),
+    (["bench", ID, "--require", "lock_om.success>=0.9"], "names an agent that does not run. Did you mean 'lock_on'"),
     (["bench", ID, "--episodes", "0"], "at least one episode"),
     (["show", ID, "--set", "budget.steps"], r"KEY\.PATH=VALUE"),
     (["show", ID, "--set", "budget.step=3"], "unknown key 'budget.step'. Did you mean 'steps'"),

@@ -74,15 +74,31 @@ def _outcome(values: list[float]) -> Outcome:
 
 def test_demands_are_judged_by_the_mean():
     outcomes = [_outcome([1.0, 3.0])]
-    assert bench.unmet(outcomes, ["lock_on.return>=2"]) == []
-    assert "is 2, at least 2.5 was demanded" in bench.unmet(outcomes, ["lock_on.return>=2.5"])[0]
-    assert bench.unmet([_outcome([math.nan])], ["lock_on.return>=0"]), "a figure that does not exist meets nothing"
+    assert bench.unmet(outcomes, [bench.demand_of("lock_on.return>=2")]) == []
+    assert "is 2, at least 2.5 was demanded" in bench.unmet(outcomes, [bench.demand_of("lock_on.return>=2.5")])[0]
+    at_least_0 = bench.demand_of("lock_on.return>=0")
+    assert bench.unmet([_outcome([math.nan])], [at_least_0]), "a figure that does not exist meets nothing"
     for wrong in ("lock_on.return>2", "return>=2", "lock_on.return>=much"):
         with pytest.raises(ConfigError, match=r"AGENT\.FIGURE>=NUMBER"):
-            bench.unmet(outcomes, [wrong])
-    for absent in ("ppo.return>=1", "lock_on.retrun>=1"):
-        with pytest.raises(ConfigError, match="not measured"):
-            bench.unmet(outcomes, [absent])
+            bench.demand_of(wrong)
+
+
+def test_a_wrong_demand_stops_a_benchmark_early():
+    reports: list[str] = []
+
+    def plan(*demands: str) -> bench.Plan:
+        short = {"budget": {"steps": 3}}
+        return bench.Plan([ID], ["uniform", "raster"], 1, 0, short, [bench.demand_of(text) for text in demands])
+
+    def note(id: str, agent: str, done: int, total: int) -> None:
+        reports.append(agent)
+
+    with pytest.raises(ConfigError, match="names an agent that does not run. Did you mean 'raster'"):
+        bench.bench(plan("rastr.return>=1"), report=note)
+    assert reports == []
+    with pytest.raises(ConfigError, match="names a figure that is not measured. Did you mean 'return'"):
+        bench.bench(plan("raster.retrun>=1"), report=note)
+    assert set(reports) == {"uniform"}, "found after the first agent"
 
 
 def test_a_wrong_name_stops_a_benchmark_before_the_first_episode(tmp_path):
