@@ -58,7 +58,9 @@ def test_show_tells_values_with_their_units(capsys):
     assert found["config"]["task.radius_ang"] == 0.4
     assert found["units"]["task.radius_ang"] == "Å"
     assert found["units"]["instrument.drift.speed_ang_per_s"] == "Å/s"
-    assert found["observation_space"]["budget"].startswith("Box")
+    contract = json.loads((REPO / "agents/weights/ppo/AtomTargeting-v0/policy.json").read_text())
+    assert found["observation_space"] == contract["observation_space"], "data, in the form of a policy's contract"
+    assert found["action_space"]["Box"]["shape"] == [5] and found["action_space"] == contract["action_space"]
     assert len(found["config_hash"]) == 12
     code, table, _ = run(capsys, "show", ID)
     assert code == cli.OK and "radius_ang" in table and "Å" in table

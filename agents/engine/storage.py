@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 from safetensors import SafetensorError
 from safetensors.numpy import load as decode
 from safetensors.numpy import save as encode
@@ -23,6 +22,7 @@ from safetensors.numpy import save as encode
 from agents.policy import Array, Face, Policy
 from stem_gym.core.config import parse
 from stem_gym.core.errors import PolicyError, RecordError, StemGymError
+from stem_gym.core.spaces import space_as_data
 
 FORMAT = "stem_gym policy 1"
 ARRAYS, CONTRACT = "policy.safetensors", "policy.json"
@@ -158,28 +158,6 @@ def check_arrays(arrays: Mapping[str, Array], expected: Mapping[str, Array]) -> 
             raise PolicyError(
                 f"The saved array {name!r} has shape {value.shape}; the installed agent needs {expected[name].shape}."
             )
-
-
-def space_as_data(space: spaces.Space[Any]) -> Any:
-    """A space as plain data; bounds that are all alike as one number."""
-    if isinstance(space, spaces.Dict):
-        return {"Dict": {key: space_as_data(part) for key, part in sorted(space.spaces.items())}}
-    if isinstance(space, spaces.Box):
-        return {
-            "Box": {"shape": list(space.shape), "dtype": str(space.dtype)}
-            | {"low": _bound(space.low), "high": _bound(space.high)}
-        }
-    if isinstance(space, spaces.MultiDiscrete):
-        return {"MultiDiscrete": space.nvec.tolist()}
-    if isinstance(space, spaces.Discrete):
-        return {"Discrete": int(space.n)}
-    raise PolicyError(f"A policy can not be saved for the space {space}: Box, Discrete, MultiDiscrete or Dict only.")
-
-
-def _bound(values: Array) -> Any:
-    """JSON knows no infinity: it is written as text."""
-    data = [float(x) if np.isfinite(x) else str(float(x)) for x in values.ravel()]
-    return data[0] if len(set(data)) == 1 else data
 
 
 def _difference(expected: Any, given: Any) -> str:

@@ -12,9 +12,10 @@ import torch
 from gymnasium import spaces
 
 import agents
-from agents.engine.storage import ARRAYS, CONTRACT, space_as_data
+from agents.engine.storage import ARRAYS, CONTRACT
 from agents.policy import face_of
 from stem_gym.core.errors import PolicyError, RecordError
+from stem_gym.core.spaces import space_as_data
 from tests.agents.toys import TOY_ID, ToyVectorEnv
 
 
@@ -141,15 +142,6 @@ def test_a_place_that_can_not_be_written(face, tmp_path):
 def test_ppo_without_a_shipped_policy_says_how_to_get_one(face):
     with pytest.raises(PolicyError, match="stem-gym train ppo"):
         agents.make("ppo", face)
-
-
-def test_spaces_with_bounds_of_their_own_are_written_out():
-    space = spaces.Box(np.array([0.0, -np.inf], np.float32), np.array([1.0, 2.0], np.float32))
-    data = space_as_data(space)["Box"]
-    assert data["low"] == [0.0, "-inf"] and data["high"] == [1.0, 2.0]
-    assert space_as_data(spaces.Discrete(3)) == {"Discrete": 3}
-    with pytest.raises(PolicyError, match="Text"):
-        space_as_data(spaces.Text(3))
 
 
 def test_a_policy_from_a_single_env_and_from_a_batch_have_one_contract():
