@@ -300,6 +300,13 @@ def test_a_policy_for_another_environment_is_refused_and_both_are_named(capsys, 
     assert code == cli.BAD_INPUT and "made for the task with hash" in in_one_line(err)
 
 
+def test_a_file_of_a_policy_is_told_from_its_folder(capsys, saved, monkeypatch):
+    monkeypatch.chdir(saved)
+    for name in (saved / "policy.safetensors", "policy.safetensors"):
+        code, _, err = run(capsys, "deploy", name, ID)
+        assert code == cli.BAD_INPUT and "is a file; name the folder" in in_one_line(err), err
+
+
 def _cut(folder: Path) -> None:
     path = folder / "policy.safetensors"
     path.write_bytes(path.read_bytes()[:-100])

@@ -53,7 +53,7 @@ def policy_for(name: str, env: Any) -> Any:
     Raises UnknownNameError for a name nobody knows, PolicyError for an agent that must be trained first.
     """
     agents = agents_package()
-    if Path(name).is_dir() or "/" in name:
+    if Path(name).is_dir() or "/" in name or name.endswith((".safetensors", ".json")):
         return agents.load(name, env)
     return agents.make(name, env)
 
