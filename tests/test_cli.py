@@ -118,6 +118,8 @@ BAD_INPUT = [
     (["train", "pp0", ID], "Unknown agent 'pp0'. Did you mean 'ppo'"),
     (["train", "uniform", ID], "learns nothing.*ppo"),
     (["train", "ppo", ID, "--with", "stepz=3"], "'stepz'.*Did you mean"),
+    (["train", "ppo", ID, "--with", "minibatch=100"], "minibatch must divide.*given 100"),
+    (["train", "ppo", ID, "--set", "budget.step=3"], "unknown key 'budget.step'"),
     (["bench"], "at least one environment id"),
     (["bench", ID, "--require", "lock_on.success>0.9"], r"AGENT\.FIGURE>=NUMBER"),
     (["bench", ID, "--require", "lock_om.success>=0.9"], "names an agent that does not run. Did you mean 'lock_on'"),
@@ -146,6 +148,7 @@ def test_bad_input_gets_one_clear_message_and_exit_code_2(capsys, words, message
     assert code == cli.BAD_INPUT, err
     assert "Traceback" not in err
     assert re.search(message, in_one_line(err)), err
+    assert not any(tmp_path.iterdir()), "nothing is left of what was refused"
 
 
 @pytest.mark.parametrize("words", [["bnch"], ["show", ID, "--jsn"], ["bench", ID, "--episodes", "many"], ["show"]])

@@ -106,6 +106,7 @@ def train_network(
     `warm_start` teaches a new run's network before, and tells how. Raises RecordError for a folder that can not be
     written.
     """
+    _check_minibatch(run.training)
     torch.set_num_threads(run.training.threads)
     _keep_memory()
     _make_folder(run.folder)
@@ -154,14 +155,17 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
-def _learner(run: Run, env: gymnasium.vector.VectorEnv, network: NetworkSettings) -> Any:
-    training = run.training
+def _check_minibatch(training: Training) -> None:
     samples = training.rows * training.rollout
     if samples % training.minibatch:
         raise ConfigError(
             f"minibatch must divide rows × rollout = {samples}; given {training.minibatch}. "
             f"{max(n for n in range(1, training.minibatch + 1) if samples % n == 0)} would."
         )
+
+
+def _learner(run: Run, env: gymnasium.vector.VectorEnv, network: NetworkSettings) -> Any:
+    training = run.training
     adapter = VectorAdapter(env, gamma=training.gamma)
     learner = PPO(
         NetworkPolicy,

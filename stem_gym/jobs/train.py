@@ -11,7 +11,6 @@ from typing import Any
 from rich.console import Console
 
 from stem_gym.core.errors import ConfigError
-from stem_gym.jobs.outcome import make_folder
 from stem_gym.jobs.pictures import spark
 from stem_gym.jobs.roster import agents_package, check_id
 
@@ -39,7 +38,6 @@ def train(job: Training) -> Path:
     """
     agents = agents_package()
     check_id(job.id)
-    make_folder(job.folder)
     if job.resume and not has_checkpoint(job.folder):
         raise ConfigError(
             f"The folder {job.folder} holds no checkpoint; leave --resume out to start, or name the folder of the run "
