@@ -1,6 +1,7 @@
 """The `stem-gym` command: list, show, check, train, bench, deploy, demo.
 
-Exit codes: 0 done; 1 a check or a demanded figure failed; 2 bad input; 130 stopped by Ctrl-C, what was done is kept.
+Exit codes: 0 done; 1 a check or a demanded figure failed; 2 bad input; 130 stopped by Ctrl-C, 143 by
+SIGTERM, what was done is kept.
 An error is one message that says what was wrong, what was given and what would be right; `--debug` adds the traceback.
 Nothing heavy is imported before a command needs it.
 """
@@ -9,8 +10,11 @@ from __future__ import annotations
 
 import json as jsonlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +27,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction
 from stem_gym.core.errors import StemGymError
 from stem_gym.jobs.overrides import parse_overrides
 
-OK, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
+OK, FAILED, BAD_INPUT, STOPPED, TERMINATED = 0, 1, 2, 130, 143
 Texts = UseAppendAction[tuple[str, ...]]
 
 
@@ -49,6 +53,7 @@ class List(Common):
         else:
             for table in catalogue.tables():
                 screen.print(table, "")
+        catalogue.check_files()  # after the list of those that are well
         return OK
 
 
@@ -120,7 +125,7 @@ class Train(Common):
         try:
             train.train(job)
         except KeyboardInterrupt:
-            return _stopped(screen, f"What was learned so far is in {folder}; go on with --resume.")
+            return _stopped(screen, train.kept(folder))
         if self.json:
             _print_json({"policy": str(folder), "curve": train.curve_of(folder)})
         else:
@@ -152,7 +157,8 @@ class Bench(Common):
         from stem_gym.jobs.progress import Progress
 
         agents = [name.strip() for name in self.agents.split(",") if name.strip()]
-        plan = bench.Plan(self.ids, agents, self.episodes, self.seed, parse_overrides(self.set))
+        demands = [bench.demand_of(text) for text in self.require]
+        plan = bench.Plan(self.ids, agents, self.episodes, self.seed, parse_overrides(self.set), demands)
         outcomes: list[outcome.Outcome] = []
         stopped = False
         try:
@@ -168,8 +174,9 @@ class Bench(Common):
         if self.out is not None and outcomes:
             screen.print(f"Written to {self.out}: bench.json, summary.csv, episodes.csv")
         if stopped:
-            return _stopped(screen, f"{len(outcomes)} of {len(self.ids) * len(agents)} comparisons are finished.")
-        missed = bench.unmet(outcomes, self.require)
+            finished = sum(found.complete for found in outcomes)
+            return _stopped(screen, f"{finished} of {len(self.ids) * len(agents)} comparisons are finished.")
+        missed = bench.unmet(outcomes, demands)
         for sentence in missed:
             screen.print(escape(sentence), style="red")
         return FAILED if missed else OK
@@ -201,16 +208,21 @@ class Deploy(Common):
         job = deploy.Deployment(
             self.policy, self.id, self.instrument, self.episodes, self.seed, self.record, parse_overrides(self.set)
         )
+        outcomes: list[outcome.Outcome] = []
+        stopped = False
         try:
             with Progress(screen) as progress:
-                done = deploy.deploy(job, progress.steps)
+                deploy.deploy(job, progress.steps, outcomes)
         except KeyboardInterrupt:
-            kept = f"What was recorded is in {self.record}." if self.record else "Nothing was recorded (--record)."
-            return _stopped(screen, kept)
+            stopped = True
         if self.json:
-            _print_json(outcome.document([done], self.seed))
-        else:
+            _print_json(outcome.document(outcomes, self.seed))
+        for done in () if self.json else outcomes:
             screen.print(outcome.episode_table(done))
+        if stopped:
+            kept = f"What was recorded is in {self.record}." if self.record else "Nothing was recorded (--record)."
+            played = sum(len(done.episodes) for done in outcomes)
+            return _stopped(screen, f"{played} of {self.episodes} episodes are finished. {kept}")
         if self.record is not None:
             screen.print(f"Recorded in {self.record}")
         return OK
@@ -254,7 +266,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else BAD_INPUT
     # Where JSON goes to standard output, everything meant for people goes to the other stream.
-    return _guarded(command, Console(stderr=command.json, highlight=False, soft_wrap=False))
+    with _terminated_like_ctrl_c() as signals:
+        code = _guarded(command, Console(stderr=command.json, highlight=False, soft_wrap=False))
+    return TERMINATED if signals and code == STOPPED else code
+
+
+@contextmanager
+def _terminated_like_ctrl_c() -> Iterator[list[int]]:
+    """SIGTERM, which schedulers send before they kill, becomes a KeyboardInterrupt; gives the signals that came."""
+    signals: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        signals.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only there a signal can be handled
+        yield signals
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield signals
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _guarded(command: Any, screen: Console) -> int:

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,7 +19,9 @@ import pytest
 import stem_gym  # noqa: F401 – registers the ids
 from stem_gym import cli
 from stem_gym.core.errors import ActionError, CapabilityError, ConfigError, StemGymError
+from stem_gym.envs import registration
 from stem_gym.envs.registration import variant_files
+from stem_gym.jobs import check
 
 REPO = Path(__file__).resolve().parent.parent
 ID = "stem_gym/AtomTargeting-v0"
@@ -55,7 +58,9 @@ def test_show_tells_values_with_their_units(capsys):
     assert found["config"]["task.radius_ang"] == 0.4
     assert found["units"]["task.radius_ang"] == "Å"
     assert found["units"]["instrument.drift.speed_ang_per_s"] == "Å/s"
-    assert found["observation_space"]["budget"].startswith("Box")
+    contract = json.loads((REPO / "agents/weights/ppo/AtomTargeting-v0/policy.json").read_text())
+    assert found["observation_space"] == contract["observation_space"], "data, in the form of a policy's contract"
+    assert found["action_space"]["Box"]["shape"] == [5] and found["action_space"] == contract["action_space"]
     assert len(found["config_hash"]) == 12
     code, table, _ = run(capsys, "show", ID)
     assert code == cli.OK and "radius_ang" in table and "Å" in table
@@ -105,11 +110,19 @@ BAD_INPUT = [
     (["check", "stem_gym/AtomTargting-v0"], "Unknown environment id.*Did you mean 'stem_gym/AtomTargeting"),
     (["deploy", "lock_on", "stem_gym/AtomTargting-v0"], "Unknown environment id.*Did you mean 'stem_gym/AtomTargeting"),
     (["train", "ppo", "stem_gym/AtomTargting-v0"], "Unknown environment id.*Did you mean 'stem_gym/AtomTargeting"),
+    (["bench", "CartPole-v1", "--agents", "uniform"], "'CartPole-v1' is no environment of stem_gym.*Known: stem_gym/"),
+    (["deploy", "lock_on", "CartPole-v1"], "'CartPole-v1' is no environment of stem_gym"),
+    (["train", "ppo", "CartPole-v1"], "'CartPole-v1' is no environment of stem_gym"),
+    (["check", "CartPole-v1"], "'CartPole-v1' is no environment of stem_gym"),
     (["bench", ID, "--agents", "lockon"], "Unknown agent 'lockon'. Did you mean 'lock_on'"),
     (["train", "pp0", ID], "Unknown agent 'pp0'. Did you mean 'ppo'"),
     (["train", "uniform", ID], "learns nothing.*ppo"),
     (["train", "ppo", ID, "--with", "stepz=3"], "'stepz'.*Did you mean"),
+    (["train", "ppo", ID, "--with", "minibatch=100"], "minibatch must divide.*given 100"),
+    (["train", "ppo", ID, "--set", "budget.step=3"], "unknown key 'budget.step'"),
     (["bench"], "at least one environment id"),
+    (["bench", ID, "--require", "lock_on.success>0.9"], r"AGENT\.FIGURE>=NUMBER"),
+    (["bench", ID, "--require", "lock_om.success>=0.9"], "names an agent that does not run. Did you mean 'lock_on'"),
     (["bench", ID, "--episodes", "0"], "at least one episode"),
     (["show", ID, "--set", "budget.steps"], r"KEY\.PATH=VALUE"),
     (["show", ID, "--set", "budget.step=3"], "unknown key 'budget.step'. Did you mean 'steps'"),
@@ -119,6 +132,10 @@ BAD_INPUT = [
     (["show", ID, "--set", "budget.seconds=-1"], "budget.seconds.*greater than 0.*given -1"),
     (["show", ID, "--set", "task.radius_nm=0.05"], "unknown key 'radius_nm'. Did you mean 'radius_ang'"),
     (["show", ID, "--set", "instrument.probe.energy_ev=6e4"], "'probe.energy_ev'. Did you mean 'energy_kev'"),
+    (["show", ID, "--set", "instrument.probe.energy_kev=60keV"], "default.yaml.*instrument.*60keV.*number alone"),
+    (["show", ID, "--set", "instrument.kind=nion"], "default.yaml.*'specimen' is missing.*--instrument nion"),
+    (["train", "ppo", ID, "--with", "steps=1.5e0"], "steps: .*integer.*given 1.5"),
+    (["train", "ppo", ID, "--resume", "--out", "absent"], "absent holds no checkpoint; leave --resume out to start"),
     (["deploy", "lock_on", ID, "--instrument", "nio"], "Unknown instrument 'nio'. Did you mean 'nion'"),
     (["deploy", "no/such/folder", ID], "No saved policy in no/such/folder"),
 ]  # fmt: skip
@@ -131,6 +148,7 @@ def test_bad_input_gets_one_clear_message_and_exit_code_2(capsys, words, message
     assert code == cli.BAD_INPUT, err
     assert "Traceback" not in err
     assert re.search(message, in_one_line(err)), err
+    assert not any(tmp_path.iterdir()), "nothing is left of what was refused"
 
 
 @pytest.mark.parametrize("words", [["bnch"], ["show", ID, "--jsn"], ["bench", ID, "--episodes", "many"], ["show"]])
@@ -176,6 +194,63 @@ def test_a_yaml_with_faults_is_refused_by_name(tmp_path):
         assert f"variant_{number}.yaml" in str(caught.value)
     with pytest.raises(ConfigError, match="Can not read .*absent.yaml"):
         load_variant(tmp_path / "absent.yaml")
+
+
+@pytest.fixture
+def broken_folder(tmp_path, monkeypatch):
+    """The variants that ship, one that is no YAML but tells its id, one without an id, and one with an unknown key."""
+    shutil.copytree(registration.config_root(), tmp_path / "configs")
+    text = variant_files()[ID].read_text()
+    task = tmp_path / "configs" / "atom_targeting"
+    (task / "torn.yaml").write_text(text.replace(ID, "stem_gym/AtomTargeting-torn-v0") + "budget: [")
+    (task / "nameless.yaml").write_text("summary: none")
+    (task / "misspelt.yaml").write_text(
+        text.replace(ID, "stem_gym/AtomTargeting-odd-v0").replace("budget:", "budgett:")
+    )
+    monkeypatch.setattr(registration, "config_root", lambda: tmp_path / "configs")
+    registration._found.cache_clear()
+    registration.register_variants()
+    yield task
+    for id in ("stem_gym/AtomTargeting-torn-v0", "stem_gym/AtomTargeting-odd-v0"):
+        gymnasium.registry.pop(id, None)
+    registration._found.cache_clear()
+
+
+def test_a_broken_yaml_is_named_and_hides_no_other(capsys, broken_folder, monkeypatch):
+    code, out, err = run(capsys, "list", "--json")
+    assert code == cli.BAD_INPUT and ID in json.loads(out)["environments"]
+    assert "torn.yaml" in in_one_line(err) and "nameless.yaml has no text under the key 'id'" in in_one_line(err)
+    code, _, err = run(capsys, "show", "stem_gym/AtomTargeting-torn-v0")
+    assert code == cli.BAD_INPUT and "torn.yaml is not valid YAML" in in_one_line(err)
+    code, _, err = run(capsys, "show", "stem_gym/Nameless-v0")
+    assert code == cli.BAD_INPUT and "Unknown environment id" in err and "nameless.yaml" in in_one_line(err)
+    assert run(capsys, "show", ID)[0] == cli.OK
+    with pytest.raises(ConfigError, match=r"torn\.yaml is not valid YAML"):
+        gymnasium.make("stem_gym/AtomTargeting-torn-v0")
+
+    monkeypatch.setattr(check, "_checks", lambda id, overrides: iter(()))  # the configuration alone
+    code, out, _ = run(capsys, "check", "--json")
+    failed = {found["id"] for found in json.loads(out) if found["problem"]}
+    assert code == cli.FAILED
+    assert failed == {"atom_targeting/torn.yaml", "atom_targeting/nameless.yaml", "stem_gym/AtomTargeting-odd-v0"}
+
+
+def test_the_import_survives_a_broken_yaml(tmp_path):
+    """In a copy, since the import reads the folder beside the package."""
+    for name in ("stem_gym", "envs_configs"):
+        shutil.copytree(REPO / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "envs_configs" / "atom_targeting" / "mine.yaml").write_text("id: [")
+    (tmp_path / "envs_configs" / "atom_targeting" / "odd.yaml").write_text("id: not an id")
+    (tmp_path / "envs_configs" / "atom_targeting" / "bytes.yaml").write_bytes(b"id: \xff\xfe")
+    script = (
+        "import gymnasium, stem_gym.envs.registration as r\n"
+        f"print(len(r.broken_variants()), {ID!r} in gymnasium.registry)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.stdout == "3 True\n", done.stderr
 
 
 @pytest.mark.parametrize(
@@ -226,6 +301,13 @@ def test_a_policy_for_another_environment_is_refused_and_both_are_named(capsys, 
     assert f"was made for {ID}" in in_one_line(err) and other in err
     code, _, err = run(capsys, "deploy", saved, ID, "--set", "task.radius_ang=0.4")
     assert code == cli.BAD_INPUT and "made for the task with hash" in in_one_line(err)
+
+
+def test_a_file_of_a_policy_is_told_from_its_folder(capsys, saved, monkeypatch):
+    monkeypatch.chdir(saved)
+    for name in (saved / "policy.safetensors", "policy.safetensors"):
+        code, _, err = run(capsys, "deploy", name, ID)
+        assert code == cli.BAD_INPUT and "is a file; name the folder" in in_one_line(err), err
 
 
 def _cut(folder: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,30 @@ def test_every_package_the_make_targets_install_is_pinned(project, pins):
     wanted = project["dependencies"] + [name for extra in extras for name in project["optional-dependencies"][extra]]
     names = {normalised(re.match(r"[\w.-]+", name).group()) for name in wanted}
     assert not names - pins.keys()
+
+
+def imported_by(path: Path) -> set[str]:
+    """Top-level names that a source file imports, wherever in it."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    told = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    return {name.partition(".")[0] for name in plain | told}
+
+
+def test_what_a_base_install_imports_is_declared(project):
+    """What is imported but comes only along with another package goes when that one no longer needs it."""
+    declared = {normalised(re.match(r"[\w.-]+", name).group()) for name in project["dependencies"]}
+    own = {"stem_gym", "agents", *sys.stdlib_module_names, *EXTRA_MODULES}
+    owners = metadata.packages_distributions()
+    files = [path for path in SOURCES if path.relative_to(REPO).parts[0] in ("stem_gym", "agents")]
+    undeclared = {
+        f"{path.relative_to(REPO)}: {name}"
+        for path in files
+        for name in imported_by(path) - own
+        if not declared & {normalised(owner) for owner in owners.get(name, [name])}
+    }
+    assert not undeclared
+    assert "yaml" in set.union(*map(imported_by, files)), "imports are found"
 
 
 def test_torch_is_pinned_to_the_tested_version(pins):

@@ -23,6 +23,7 @@ def evaluate(
     seed: int,
     env: gymnasium.vector.VectorEnv | None = None,
     progress: Progress | None = None,
+    finished: dict[int, dict[str, Any]] | None = None,
     **overrides: Any,
 ) -> list[dict[str, Any]]:
     """One dict per episode: success, return, seconds, electrons, measurements, thinking_s and the task's metrics.
@@ -30,6 +31,7 @@ def evaluate(
     Episode k is the world `row_seeds(seed, episodes)[k]`, whatever the policy and the number of rows; a row
     that has finished starts the next episode at once. `env` is a vector env of `policy.face.rows` rows with autoreset
     DISABLED (made from `id` and `overrides` where absent). `progress(done, episodes)` is called when episodes end.
+    `finished` is filled as they end, by the number of the episode: what is left to whoever catches a KeyboardInterrupt.
     """
     from stem_gym.core.streams import row_seeds
 
@@ -39,7 +41,7 @@ def evaluate(
     venv = make_env(id, policy.face.rows, **overrides) if env is None else env
     _check_mode(venv)
     try:
-        return _Run(policy, venv, row_seeds(seed, episodes), progress).finish()
+        return _Run(policy, venv, row_seeds(seed, episodes), progress, {} if finished is None else finished).finish()
     finally:
         if own:
             venv.close()
@@ -63,7 +65,12 @@ class _Run:
     """Rows that work off a queue of episodes."""
 
     def __init__(
-        self, policy: Policy, venv: gymnasium.vector.VectorEnv, seeds: list[int], progress: Progress | None
+        self,
+        policy: Policy,
+        venv: gymnasium.vector.VectorEnv,
+        seeds: list[int],
+        progress: Progress | None,
+        finished: dict[int, dict[str, Any]],
     ) -> None:
         self._policy, self._venv, self._seeds, self._progress = policy, venv, seeds, progress
         rows = venv.num_envs
@@ -72,7 +79,7 @@ class _Run:
         self._return = np.zeros(rows)
         self._steps = np.zeros(rows, dtype=np.int64)
         self._thinking_s = np.zeros(rows)
-        self._results: list[dict[str, Any] | None] = [None] * len(seeds)
+        self._finished = finished
 
     def finish(self) -> list[dict[str, Any]]:
         observation = self._start(np.ones(self._venv.num_envs, dtype=bool))
@@ -89,7 +96,7 @@ class _Run:
             if over.any():
                 self._note(np.flatnonzero(over & playing), info)
                 observation = self._start(over, observation)
-        return [result for result in self._results if result is not None]
+        return [self._finished[episode] for episode in sorted(self._finished)]
 
     def _think(self, observation: Any) -> Array:
         started = time.perf_counter()
@@ -123,9 +130,9 @@ class _Run:
             result["return"] = float(self._return[row])
             result["thinking_s"] = float(self._thinking_s[row])
             result.setdefault("measurements", int(self._steps[row]))
-            self._results[self._episode[row]] = result
+            self._finished[int(self._episode[row])] = result
         if self._progress is not None and len(rows):
-            self._progress(sum(result is not None for result in self._results), len(self._results))
+            self._progress(len(self._finished), len(self._seeds))
 
 
 def numbers_of(info: Mapping[str, Any]) -> dict[str, Array]:

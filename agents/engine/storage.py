@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 from safetensors import SafetensorError
 from safetensors.numpy import load as decode
 from safetensors.numpy import save as encode
@@ -23,10 +22,14 @@ from safetensors.numpy import save as encode
 from agents.policy import Array, Face, Policy
 from stem_gym.core.config import parse
 from stem_gym.core.errors import PolicyError, RecordError, StemGymError
+from stem_gym.core.spaces import space_as_data
 
 FORMAT = "stem_gym policy 1"
 ARRAYS, CONTRACT = "policy.safetensors", "policy.json"
-_KEYS = ("format", "agent", "id", "observation_space", "action_space", "normalisation", "task_hash", "settings")
+_KEYS = {
+    "format": str, "agent": str, "id": str, "observation_space": dict, "action_space": dict, "normalisation": str,
+    "task_hash": str, "settings": dict, "sha256": str,
+}  # fmt: skip
 _VERSIONED = ("stem-gym", "torch", "gymnasium", "numpy", "stable-baselines3", "safetensors")
 
 
@@ -88,6 +91,8 @@ def load_policy(folder: Path, face: Face) -> Policy:
 def read_contract(folder: Path) -> dict[str, Any]:
     """The contract of a saved policy. Raises PolicyError for anything else."""
     path = folder / CONTRACT
+    if folder.is_file():
+        raise PolicyError(f"{folder} is a file; name the folder of the saved policy, here {folder.parent}.")
     try:
         data = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -96,14 +101,20 @@ def read_contract(folder: Path) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise PolicyError(f"Can not read {path}: {error.strerror or error}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PolicyError(f"{path} is damaged or no policy's contract: {error}.") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         given = data.get("format") if isinstance(data, dict) else type(data).__name__
         raise PolicyError(f"{path} is no policy's contract: its format is {given!r}, it should be {FORMAT!r}.")
-    missing = [key for key in (*_KEYS, "sha256") if key not in data]
+    missing = [key for key in _KEYS if key not in data]
     if missing:
         raise PolicyError(f"{path} lacks {', '.join(missing)}: the contract is incomplete.")
+    for key, kind in _KEYS.items():
+        if not isinstance(data[key], kind):
+            raise PolicyError(
+                f"{path} is damaged or no policy's contract: {key!r} should be of type {kind.__name__}; "
+                f"given {json.dumps(data[key])[:60]}."
+            )
     return data
 
 
@@ -143,13 +154,13 @@ def read_arrays(folder: Path, contract: Mapping[str, Any]) -> dict[str, Array]:
         )
     try:
         arrays: dict[str, Array] = decode(data)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:  # the last three: a type that numpy lacks
         raise PolicyError(f"{path} is no safetensors file: {error}.") from error
     return arrays
 
 
 def check_arrays(arrays: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
-    """Raises PolicyError unless names and shapes agree."""
+    """Raises PolicyError unless names, shapes and types agree and every number is finite."""
     wrong = sorted(set(arrays) ^ set(expected))
     if wrong:
         raise PolicyError(f"The saved arrays do not fit the installed agent; in one but not the other: {wrong[:4]}.")
@@ -158,28 +169,12 @@ def check_arrays(arrays: Mapping[str, Array], expected: Mapping[str, Array]) -> 
             raise PolicyError(
                 f"The saved array {name!r} has shape {value.shape}; the installed agent needs {expected[name].shape}."
             )
-
-
-def space_as_data(space: spaces.Space[Any]) -> Any:
-    """A space as plain data; bounds that are all alike as one number."""
-    if isinstance(space, spaces.Dict):
-        return {"Dict": {key: space_as_data(part) for key, part in sorted(space.spaces.items())}}
-    if isinstance(space, spaces.Box):
-        return {
-            "Box": {"shape": list(space.shape), "dtype": str(space.dtype)}
-            | {"low": _bound(space.low), "high": _bound(space.high)}
-        }
-    if isinstance(space, spaces.MultiDiscrete):
-        return {"MultiDiscrete": space.nvec.tolist()}
-    if isinstance(space, spaces.Discrete):
-        return {"Discrete": int(space.n)}
-    raise PolicyError(f"A policy can not be saved for the space {space}: Box, Discrete, MultiDiscrete or Dict only.")
-
-
-def _bound(values: Array) -> Any:
-    """JSON knows no infinity: it is written as text."""
-    data = [float(x) if np.isfinite(x) else str(float(x)) for x in values.ravel()]
-    return data[0] if len(set(data)) == 1 else data
+        if value.dtype != expected[name].dtype:
+            raise PolicyError(
+                f"The saved array {name!r} is of type {value.dtype}; the installed agent needs {expected[name].dtype}."
+            )
+        if not np.isfinite(value).all():
+            raise PolicyError(f"The saved array {name!r} holds numbers that are not finite: the policy is damaged.")
 
 
 def _difference(expected: Any, given: Any) -> str:

@@ -63,7 +63,9 @@ class Training(Config):
     critic_updates: int = Field(12, ge=0)
     """after a warm start, first updates that teach the critic alone, lest a blind one spoil what was imitated"""
     checkpoint_steps: int = Field(50_000, gt=0)
-    """steps between checkpoints"""
+    """steps between checkpoints; the first comes after the first rollout"""
+    checkpoint_seconds: float = Field(30.0, gt=0)
+    """seconds after which a checkpoint is written, though its steps are not done"""
     threads: int = Field(1, ge=1)
     """threads of torch"""
     seed: int = Field(0, ge=0)
@@ -104,6 +106,7 @@ def train_network(
     `warm_start` teaches a new run's network before, and tells how. Raises RecordError for a folder that can not be
     written.
     """
+    _check_minibatch(run.training)
     torch.set_num_threads(run.training.threads)
     _keep_memory()
     _make_folder(run.folder)
@@ -152,14 +155,17 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
-def _learner(run: Run, env: gymnasium.vector.VectorEnv, network: NetworkSettings) -> Any:
-    training = run.training
+def _check_minibatch(training: Training) -> None:
     samples = training.rows * training.rollout
     if samples % training.minibatch:
         raise ConfigError(
             f"minibatch must divide rows × rollout = {samples}; given {training.minibatch}. "
             f"{max(n for n in range(1, training.minibatch + 1) if samples % n == 0)} would."
         )
+
+
+def _learner(run: Run, env: gymnasium.vector.VectorEnv, network: NetworkSettings) -> Any:
+    training = run.training
     adapter = VectorAdapter(env, gamma=training.gamma)
     learner = PPO(
         NetworkPolicy,
@@ -215,13 +221,12 @@ class _Watch(BaseCallback):
         super().__init__()
         self._run, self._bar = run, bar
         self._episodes: list[dict[str, float]] = []
-        self._kept = 0
+        self._kept: tuple[int, float] | None = None  # steps and time of the last checkpoint of this session
         self._waiting = set(range(run.training.rows))  # rows whose first episode has not ended
 
     def _on_training_start(self) -> None:
         # learn() counts `total_timesteps` on top of those done before; the end is the run's own.
         self.model._total_timesteps = self._run.training.steps
-        self._kept = self.num_timesteps
 
     def _on_step(self) -> bool:
         if self._run.started is None:
@@ -250,9 +255,16 @@ class _Watch(BaseCallback):
                 self.logger.record(f"episode/{name}", value)
             self._episodes.clear()
         self._bar.update(self.num_timesteps, run.curve[-1] if run.curve else {}, 1.0 - left)
-        if self.num_timesteps - self._kept >= run.training.checkpoint_steps:
-            self._kept = self.num_timesteps
+        if self._is_due():
             _keep(run, model)
+            self._kept = self.num_timesteps, time.monotonic()
+
+    def _is_due(self) -> bool:
+        """Whether so many steps or seconds have passed that a kill would cost more than a checkpoint does."""
+        if self._kept is None:
+            return True
+        steps, seconds = self.num_timesteps - self._kept[0], time.monotonic() - self._kept[1]
+        return steps >= self._run.training.checkpoint_steps or seconds >= self._run.training.checkpoint_seconds
 
     def _point(self) -> dict[str, float]:
         """Means over the episodes that ended since the last point."""

@@ -6,8 +6,10 @@ by the same models. `config_hash` of the merged configuration goes into every re
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -60,11 +62,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ConfigError for an unreadable file, bad YAML or anything but a mapping."""
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"Can not read {path}: {error.strerror or error}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Can not read {path}: {getattr(error, 'strerror', None) or error}.") from error
     try:
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values; it holds {type(data).__name__}.")
@@ -90,7 +92,12 @@ def parse(model: type[Model], data: Mapping[str, Any], source: str) -> Model:
     try:
         return model.model_validate_json(json.dumps(data))  # JSON mode: lists become tuples, but text no numbers
     except ValidationError as error:
-        lines = [_explain(model, item) for item in error.errors()]
+        faults = error.errors()
+        whole = [item["loc"] for item in faults if item["type"] == "int_type" and _is_whole(item["input"])]
+        mended = functools.reduce(_as_integer, whole, data)
+        if json.dumps(mended) != json.dumps(data):  # 1e5 for `steps` is a whole number, though it is read as 100000.0
+            return parse(model, mended, source)
+        lines = [_explain(model, item) for item in faults]
         raise ConfigError(f"{source}: " + "\n  ".join(lines)) from None
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{source}: not plain data: {error}.") from error
@@ -102,6 +109,21 @@ def config_hash(data: Mapping[str, Any] | BaseModel) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, float) and value.is_integer()
+
+
+def _as_integer(data: Any, path: tuple[Any, ...]) -> Any:
+    """A copy with the number at `path` as an integer; parts of the path that name a union's member are no keys."""
+    if not path:
+        return int(data) if _is_whole(data) else data
+    if isinstance(data, Mapping) and path[0] in data:
+        return dict(data) | {path[0]: _as_integer(data[path[0]], path[1:])}
+    if isinstance(data, list | tuple) and isinstance(path[0], int):
+        return [_as_integer(item, path[1:]) if i == path[0] else item for i, item in enumerate(data)]
+    return _as_integer(data, path[1:])
+
+
 def _explain(model: type[BaseModel], error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
     given = json.dumps(error["input"], default=str)[:60]
@@ -111,8 +133,18 @@ def _explain(model: type[BaseModel], error: Any) -> str:
         return f"the key {where!r} is missing."
     message = f"{where}: {error['msg'][:1].lower()}{error['msg'][1:]}; given {given}"
     if isinstance(error["input"], str) and error["type"] in {"float_type", "int_type"}:
-        message += " (text; YAML reads 1e-4 as text, write 1.0e-4)"
+        message += _text_hint(error["input"])
     return message + "."
+
+
+def _text_hint(text: str) -> str:
+    """What to write where a number was meant."""
+    try:
+        float(text)
+    except ValueError:
+        number_and_unit = re.fullmatch(r"\s*[-+]?[\d.]+(e[-+]?\d+)?\s*[^\W\d].*", text)
+        return " (write the number alone; the unit is in the key's name)" if number_and_unit else ""
+    return " (text; YAML reads 1e-4 as text, write 1.0e-4)"
 
 
 def _known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:

@@ -12,9 +12,9 @@ import torch
 
 from stem_gym import instruments, tasks
 from stem_gym.core.config import Variant, config_hash, merge, parse, read_yaml
-from stem_gym.core.errors import ConfigError, unknown_name
+from stem_gym.core.errors import ConfigError
 from stem_gym.envs.batch import BatchEnv
-from stem_gym.envs.registration import variant_files
+from stem_gym.envs.registration import unknown_id, variant_files
 
 FUSED_FROM_ROWS = 64  # from so many rows on, compiling the noise pays for its start
 
@@ -26,6 +26,7 @@ class LoadedVariant:
     variant: Variant
     data: Mapping[str, Any]
     source: str
+    own_instrument: str  # the kind in the file, whatever the overrides say
 
     @property
     def hash(self) -> str:
@@ -38,13 +39,14 @@ def load_variant(name: str | Path, overrides: Mapping[str, Any] | None = None) -
 
     Raises UnknownNameError for an unknown id, ConfigError for keys, types or values that do not fit.
     """
-    files = variant_files()
-    path = Path(name) if str(name).endswith((".yaml", ".yml")) else files.get(str(name))
+    path = Path(name) if str(name).endswith((".yaml", ".yml")) else variant_files().get(str(name))
     if path is None:
-        raise unknown_name("environment id", str(name), files)
-    data = merge(read_yaml(path), overrides or {})
+        raise unknown_id(str(name))
+    own = read_yaml(path)
+    data = merge(own, overrides or {})
     source = f"{path.parent.name}/{path.name}" + (" with overrides" if overrides else "")
-    return LoadedVariant(parse(Variant, data, source), data, source)
+    variant, section = parse(Variant, data, source), own.get("instrument")
+    return LoadedVariant(variant, data, source, str(section.get("kind")) if isinstance(section, Mapping) else "")
 
 
 def build(loaded: LoadedVariant, rows: int, device: str = "cpu", fused: bool | None = None) -> BatchEnv:
@@ -58,7 +60,10 @@ def build(loaded: LoadedVariant, rows: int, device: str = "cpu", fused: bool | N
     task = task_type(parse(task_type.Config, settings, f"{loaded.source}, task"))
     instrument_kind, instrument_settings = _kind(variant.instrument, "instrument", loaded.source)
     adapter = instrument_settings.pop("adapter", instrument_kind)
-    instrument = instruments.make(adapter, instrument_settings, rows, where)
+    try:
+        instrument = instruments.make(adapter, instrument_settings, rows, where)
+    except ConfigError as error:
+        raise ConfigError(f"{loaded.source}, {error}{_kind_hint(loaded, instrument_kind)}") from error
     try:
         return BatchEnv(task, instrument, variant.budget, rows >= FUSED_FROM_ROWS if fused is None else fused)
     except BaseException:
@@ -82,6 +87,16 @@ def instrument_override(instrument: str | Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(instrument, str):
         raise ConfigError(f"instrument must be a name such as 'nion', or a mapping; given {instrument!r}.")
     return {"adapter": instrument}
+
+
+def _kind_hint(loaded: LoadedVariant, kind: str) -> str:
+    """What may have been meant where an override named another kind, which takes none of the variant's settings."""
+    if kind == loaded.own_instrument:
+        return ""
+    return (
+        f" The settings of {loaded.own_instrument!r} are not those of {kind!r}; to keep them and let {kind!r} execute, "
+        f"name it with --instrument {kind} (in Python instrument={kind!r})."
+    )
 
 
 def _kind(section: Mapping[str, Any], name: str, source: str) -> tuple[str, dict[str, Any]]:

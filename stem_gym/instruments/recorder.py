@@ -1,6 +1,7 @@
 """A recorder around any instrument: one append-only HDF5 file per episode, hash-chained, readable after a kill.
 
-Layout: `/records/000000`, `/records/000001`, … in order. Each holds `record` (JSON text: the instruction asked, the
+Layout: `/records/000000` to `/records/000031`, `/records/more/000032` and so on, a page of 32 in the one before; places
+that are laid out but not yet used are empty. Each record holds `record` (JSON text: the instruction asked, the
 reading or the refusal, the controls read back before and after, wall and monotonic time), its arrays, and the
 attributes `hash` and `previous`. A record's hash is SHA-256 over the hash before it, its text and its arrays; the first
 one follows the hash of the root attributes, so nothing can be changed, dropped from the middle or swapped unseen.
@@ -33,10 +34,15 @@ from stem_gym.core.streams import Streams
 from stem_gym.core.wire import instruction_from_json, instruction_to_json, reading_from_json, reading_to_json
 
 FORMAT = "stem_gym recording"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # "latest" would leave a file that can not be opened after a kill; up to v108 every flushed record stays readable.
 _LIBVER = ("earliest", "v108")
 _FILTERS = {"compression": "gzip", "compression_opts": 4, "shuffle": True, "fletcher32": True}
+# HDF5 moves the names of a group's members when the group grows: a kill between two writes would lose all of them. So
+# records fill places that were laid out and flushed a page ahead; nothing that leads to older ones is written again.
+_PAGE, _MORE = 32, "more"
+# What h5py raises for a file that is damaged or that a kill tore; most are no OSError.
+_FAULTS = (OSError, RuntimeError, KeyError, AttributeError, ValueError, TypeError)
 _READ_AS = "read_as"  # attribute of an array that is stored as integers: the type it was given in
 _VERSIONED = ("stem-gym", "torch", "numpy", "h5py", "gymnasium")
 
@@ -206,7 +212,9 @@ def read_recording(path: str | os.PathLike[str], device: torch.device | str = "c
     try:
         with h5py.File(path, "r") as file:
             return _read(file, device)
-    except OSError as error:
+    except RecordError:
+        raise
+    except _FAULTS as error:
         raise RecordError(f"{path} can not be read as a recording: {error}.") from error
 
 
@@ -217,30 +225,60 @@ def _read(file: h5py.File, device: torch.device | str) -> Recording:
             f"{file.filename} is no {FORMAT} of version {FORMAT_VERSION}; it says "
             f"{attributes.get('format')!r}, version {attributes.get('format_version')!r}."
         )
-    before, records = _root_hash(attributes), []
-    groups = list(file["records"].values()) if "records" in file else []
+    before, records, groups = _root_hash(attributes), [], _groups(file)
     for index, group in enumerate(groups):
-        if "hash" not in group.attrs and index == len(groups) - 1:
-            break
-        text, arrays = _contents(group)
-        right = _record_hash(before, text, arrays)
-        if group.name != f"/records/{index:06d}" or group.attrs.get("hash") != right:
+        try:
+            text, arrays, types, given = _contents(group)
+            right, trouble = _record_hash(before, text, arrays), ""
+        except _FAULTS as error:
+            given, right, trouble = "", "", f": {error}"
+        if given != right or not given:
+            if not any(map(_holds_something, groups[index + 1 :])):
+                break  # the end, or a last record that a kill tore
             raise RecordError(
-                f"{file.filename}: the hash chain breaks at {group.name}; it was changed or a record is gone."
+                f"{file.filename}: the hash chain breaks at record {index}; it was changed or is gone{trouble}."
             )
-        records.append(
-            _parse(text, {name: _as_given(group[name], array) for name, array in arrays.items()}, right, device)
-        )
+        records.append(_parse(text, {key: array.astype(types[key]) for key, array in arrays.items()}, right, device))
         before = right
     return Recording(attributes, tuple(records), bool(records) and records[-1].kind == "end")
 
 
-def _contents(group: h5py.Group) -> tuple[str, dict[str, np.ndarray]]:
+def _groups(file: h5py.File) -> list[h5py.Group | None]:
+    """The places of all records, page after page; None where one can not be opened."""
+    groups: list[h5py.Group | None] = []
+    page = _opened(file, "records")
+    while page is not None:
+        groups += [_opened(page, _name(len(groups) + i)) for i in range(_PAGE)]
+        page = _opened(page, _MORE)
+    return groups
+
+
+def _opened(parent: h5py.Group, name: str) -> h5py.Group | None:
     try:
-        text = group["record"].asstr()[()]
-        return text, {name: group[name][()] for name in group if name != "record"}
-    except (KeyError, OSError) as error:
-        raise RecordError(f"{group.file.filename}: {group.name} is damaged: {error}.") from error
+        return parent[name]
+    except _FAULTS:
+        return None
+
+
+def _holds_something(group: h5py.Group | None) -> bool:
+    try:
+        return group is not None and "hash" in group.attrs
+    except _FAULTS:
+        return False
+
+
+def _name(index: int) -> str:
+    return f"{index:06d}"
+
+
+def _contents(group: h5py.Group | None) -> tuple[str, dict[str, np.ndarray], dict[str, str], str]:
+    """Text, arrays as they are stored, the type that each was given in, and the hash. Raises one of _FAULTS."""
+    if group is None:
+        raise KeyError("it can not be opened")
+    sets = {name: group[name] for name in group if name != "record"}
+    types = {name: str(dataset.attrs[_READ_AS]) for name, dataset in sets.items()}
+    arrays = {name: dataset[()] for name, dataset in sets.items()}
+    return group["record"].asstr()[()], arrays, types, str(group.attrs["hash"])
 
 
 def _parse(text: str, arrays: Mapping[str, np.ndarray], digest: str, device: torch.device | str) -> Record:
@@ -261,7 +299,7 @@ class _Writer:
         try:
             self._file = h5py.File(path, "x", libver=_LIBVER)
             self._file.attrs.update(attributes)
-            self._file.create_group("records", track_order=True)
+            self._page = _lay_out(self._file.create_group("records"), 0)
             self._file.flush()
         except (OSError, RuntimeError, ValueError) as error:
             raise RecordError(f"The recording {path} can not be made: {error}.") from error
@@ -270,7 +308,10 @@ class _Writer:
     def append(self, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         text = json.dumps(record, sort_keys=True)
         with self._lock:
-            group = self._file.create_group(f"records/{self._count:06d}")
+            if self._count and self._count % _PAGE == 0:
+                self._page = _lay_out(self._page[_MORE], self._count)
+                self._file.flush()
+            group = self._page[_name(self._count)]
             group.create_dataset("record", data=text, dtype=h5py.string_dtype())
             stored = {name: _compact(array) for name, array in arrays.items()}
             for name, array in stored.items():
@@ -286,6 +327,13 @@ class _Writer:
             self._file.close()
 
 
+def _lay_out(page: h5py.Group, first: int) -> h5py.Group:
+    """The page with the empty places of its records and of the page after it."""
+    for name in (*(_name(first + i) for i in range(_PAGE)), _MORE):
+        page.create_group(name)
+    return page
+
+
 def _compact(array: np.ndarray) -> np.ndarray:
     """Counts come as floats: whole numbers are stored as the smallest integers that hold them; they compress well."""
     if not np.issubdtype(array.dtype, np.floating) or array.size == 0:
@@ -296,10 +344,6 @@ def _compact(array: np.ndarray) -> np.ndarray:
         return array
     kinds = (np.uint8, np.uint16, np.uint32) if low >= 0 else (np.int8, np.int16, np.int32)
     return array.astype(next(kind for kind in kinds if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max))
-
-
-def _as_given(dataset: h5py.Dataset, array: np.ndarray) -> np.ndarray:
-    return array.astype(dataset.attrs[_READ_AS])
 
 
 def _record_hash(before: str, text: str, arrays: Mapping[str, np.ndarray]) -> str:

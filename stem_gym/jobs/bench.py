@@ -11,8 +11,8 @@ import gymnasium
 from gymnasium.vector import AutoresetMode
 
 from stem_gym.core.config import config_hash
-from stem_gym.core.errors import ConfigError
-from stem_gym.jobs.outcome import Outcome, make_folder, mean_and_error, store
+from stem_gym.core.errors import ConfigError, did_you_mean
+from stem_gym.jobs.outcome import Outcome, make_folder, mean_and_error, numbers_of, store
 from stem_gym.jobs.roster import agents_package, check_id, policy_for
 
 MOST_ROWS = 32  # episodes side by side; more saves little on one core and blurs the thinking time
@@ -28,6 +28,7 @@ class Plan:
     episodes: int
     seed: int
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    demands: Sequence[Demand] = ()
 
 
 def bench(
@@ -35,20 +36,25 @@ def bench(
 ) -> list[Outcome]:
     """The outcomes of every agent on every id; after each one the files in `folder` are renewed.
 
-    They are appended to `into` as they come, so that who catches a KeyboardInterrupt has what is finished. Raises
-    StemGymError subclasses for unknown names before anything runs.
+    They are appended to `into` as they come, and on a KeyboardInterrupt the episodes that are finished of the running
+    one, marked as not complete. Raises StemGymError subclasses for unknown names before anything runs, and for a
+    demand on a figure that is not measured after the first agent.
     """
     if plan.episodes < 1:
         raise ConfigError(f"A benchmark needs at least one episode; given {plan.episodes}.")
     if folder is not None:
         make_folder(folder)
+    _check_demands(plan)
     _check_names(plan)
     outcomes = [] if into is None else into
     for id in plan.ids:
         for agent in plan.agents:
-            outcomes.append(_run(plan, id, agent, report))
-            if folder is not None:
-                store(outcomes, plan.seed, folder)
+            try:
+                _run(plan, id, agent, report, outcomes)
+            finally:
+                if folder is not None and outcomes:
+                    store(outcomes, plan.seed, folder)
+            _check_figures(plan, outcomes[-1].episodes[0])
     return outcomes
 
 
@@ -65,14 +71,22 @@ def _check_names(plan: Plan) -> None:
             env.close()
 
 
-def _run(plan: Plan, id: str, agent: str, report: Report | None) -> Outcome:
+def _run(plan: Plan, id: str, agent: str, report: Report | None, into: list[Outcome]) -> None:
     rows = min(plan.episodes, MOST_ROWS)
     env = gymnasium.make_vec(id, num_envs=rows, autoreset_mode=AutoresetMode.DISABLED, **plan.overrides)
+    finished: dict[int, Any] = {}
     try:
         policy = policy_for(agent, env)
         progress = None if report is None else (lambda done, of: report(id, agent, done, of))
-        episodes = agents_package().evaluate(policy, id, plan.episodes, plan.seed, env=env, progress=progress)
-        return Outcome(id, agent, hash_of(env), episodes, policy.settings.model_dump(mode="json"))
+        evaluate = agents_package().evaluate
+        try:
+            evaluate(policy, id, plan.episodes, plan.seed, env=env, progress=progress, finished=finished)
+        finally:
+            if finished:
+                numbers = sorted(finished)
+                episodes, settings = [finished[number] for number in numbers], policy.settings.model_dump(mode="json")
+                complete = len(numbers) == plan.episodes
+                into.append(Outcome(id, agent, hash_of(env), episodes, settings, complete, numbers))
     finally:
         env.close()
 
@@ -83,30 +97,56 @@ def hash_of(env: Any) -> str:
     return str(found) if found else config_hash(dict(getattr(env.unwrapped, "task_config", {})))
 
 
-def unmet(outcomes: Sequence[Outcome], demands: Sequence[str]) -> list[str]:
-    """A sentence for each demand such as `lock_on.success>=0.9` that the means do not meet.
+@dataclass(frozen=True)
+class Demand:
+    """What the mean of an agent's figure must reach."""
 
-    Raises ConfigError for a demand of another form, or for an agent or a figure that is not there.
-    """
-    return [text for demand in demands for text in _judge(outcomes, demand)]
+    agent: str
+    figure: str
+    least: float
 
 
-def _judge(outcomes: Sequence[Outcome], demand: str) -> list[str]:
-    left, sign, right = demand.partition(">=")
-    agent, _, name = left.strip().rpartition(".")
+def demand_of(text: str) -> Demand:
+    """The demand that a text such as `lock_on.success>=0.9` makes. Raises ConfigError for another form."""
+    left, sign, right = text.partition(">=")
+    agent, _, figure = left.strip().rpartition(".")
     try:
         least = float(right)
     except ValueError:
         sign = ""
     if not sign or not agent:
-        raise ConfigError(f"A demand must read AGENT.FIGURE>=NUMBER, such as lock_on.success>=0.9; given {demand!r}.")
-    concerned = [outcome for outcome in outcomes if outcome.agent == agent]
-    if not concerned or any(name not in outcome.episodes[0] for outcome in concerned):
-        known = sorted({outcome.agent for outcome in outcomes})
-        raise ConfigError(f"The demand {demand!r} names an agent or a figure that was not measured; agents: {known}.")
-    means = {outcome.id: mean_and_error(float(e[name]) for e in outcome.episodes)[0] for outcome in concerned}
+        raise ConfigError(f"A demand must read AGENT.FIGURE>=NUMBER, such as lock_on.success>=0.9; given {text!r}.")
+    return Demand(agent, figure, least)
+
+
+def _check_demands(plan: Plan) -> None:
+    for demand in plan.demands:
+        if demand.agent not in plan.agents:
+            raise ConfigError(
+                f"The demand on {demand.agent}.{demand.figure} names an agent that does not run. "
+                f"{did_you_mean(demand.agent, plan.agents)}"
+            )
+
+
+def _check_figures(plan: Plan, episode: Mapping[str, Any]) -> None:
+    for demand in plan.demands:
+        if demand.figure not in (figures := numbers_of([episode])):
+            raise ConfigError(
+                f"The demand on {demand.agent}.{demand.figure} names a figure that is not measured. "
+                f"{did_you_mean(demand.figure, figures)}"
+            )
+
+
+def unmet(outcomes: Sequence[Outcome], demands: Sequence[Demand]) -> list[str]:
+    """A sentence for each demand and environment where the mean does not reach it; a mean that is NaN reaches none."""
+    means = [
+        (demand, outcome.id, mean_and_error(float(episode[demand.figure]) for episode in outcome.episodes)[0])
+        for demand in demands
+        for outcome in outcomes
+        if outcome.agent == demand.agent
+    ]
     return [
-        f"{id}: {agent}.{name} is {mean:.4g}, at least {least:g} was demanded"
-        for id, mean in means.items()
-        if not mean >= least
+        f"{id}: {demand.agent}.{demand.figure} is {mean:.4g}, at least {demand.least:g} was demanded"
+        for demand, id, mean in means
+        if not mean >= demand.least
     ]

@@ -11,13 +11,16 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from gymnasium import spaces
 from pydantic import BaseModel
 from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
 from stem_gym.core.config import Variant, read_yaml
-from stem_gym.envs.registration import variant_files
+from stem_gym.core.errors import ConfigError
+from stem_gym.core.spaces import space_as_data
+from stem_gym.envs.registration import broken_variants, variant_files
 from stem_gym.jobs.roster import agents_package
 
 _UNITS = {
@@ -27,8 +30,15 @@ _UNITS = {
 
 
 def environments() -> dict[str, str]:
-    """Id → its sentence."""
-    return {id: str(read_yaml(path).get("summary", "")) for id, path in variant_files().items()}
+    """Id → its sentence; broken files are left out."""
+    readable = {id: path for id, path in variant_files().items() if path not in broken_variants()}
+    return {id: str(read_yaml(path).get("summary", "")) for id, path in readable.items()}
+
+
+def check_files() -> None:
+    """Raises ConfigError that tells every variant's file that can not be read."""
+    if faults := broken_variants():
+        raise ConfigError("\n  ".join(map(str, faults.values())))
 
 
 def agents() -> dict[str, str]:
@@ -104,8 +114,8 @@ class Description:
     variant: Variant
     config_hash: str
     settings: tuple[Setting, ...]
-    observation_space: Mapping[str, str]
-    action_space: str
+    observation_space: spaces.Dict
+    action_space: spaces.Space[Any]
     manual: str  # the task's own documentation
 
     def as_data(self) -> dict[str, Any]:
@@ -116,14 +126,15 @@ class Description:
             "config": {setting.path: setting.value for setting in self.settings},
             "units": {setting.path: setting.unit for setting in self.settings if setting.unit},
             "config_hash": self.config_hash,
-            "observation_space": dict(self.observation_space),
-            "action_space": self.action_space,
+            "observation_space": space_as_data(self.observation_space),
+            "action_space": space_as_data(self.action_space),
             "manual": self.manual,
         }
 
     def parts(self) -> list[Any]:
         """For people: the manual, the spaces and every setting with its unit."""
-        spaces = _two_columns("spaces", {"action": self.action_space} | dict(self.observation_space))
+        named = {"action": self.action_space} | self.observation_space.spaces
+        shown = _two_columns("spaces", {name: str(space) for name, space in named.items()})
         table = Table(title=f"configuration {self.config_hash}", title_justify="left", title_style="bold", box=None)
         table.add_column("setting", no_wrap=True)
         table.add_column("value", justify="right")
@@ -136,7 +147,7 @@ class Description:
                 table.add_row(Text(_short(above), style="bold"))
                 section = above
             table.add_row(f"  {name}", _value_text(setting.value), setting.unit, setting.meaning)
-        return [Text(f"{self.variant.id}: {self.variant.summary}", style="bold"), Markdown(self.manual), spaces, table]
+        return [Text(f"{self.variant.id}: {self.variant.summary}", style="bold"), Markdown(self.manual), shown, table]
 
 
 def _short(path: str, most: int = 26) -> str:
@@ -193,8 +204,8 @@ def describe(id: str, overrides: Mapping[str, Any]) -> Description:
             variant=loaded.variant,
             config_hash=loaded.hash,
             settings=tuple(settings),
-            observation_space={key: str(space) for key, space in batch.observation_space.spaces.items()},
-            action_space=str(batch.action_space),
+            observation_space=batch.observation_space,
+            action_space=batch.action_space,
             manual=inspect.getdoc(type(batch.task)) or "",
         )
     finally:

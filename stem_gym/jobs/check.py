@@ -13,10 +13,11 @@ from gymnasium.vector import AutoresetMode
 
 from stem_gym.core.conformance import check_instrument, check_vector_env
 from stem_gym.core.errors import ConformanceError, MissingExtraError, StemGymError
-from stem_gym.envs.registration import variant_files
+from stem_gym.envs.registration import broken_variants, variant_files
 from stem_gym.envs.variants import build, load_variant
 from stem_gym.jobs.roster import agents_package, check_id
 
+_CONFIG = "configuration"
 _SHORT = 0.05  # part of the seconds after which episodes end here: rows then end at different, early times
 _EVENTS = 20  # steps and resets of each story
 
@@ -42,12 +43,23 @@ def check(id: str | None, overrides: Overrides, tell: Callable[[Finding], None])
 
     Raises UnknownNameError and ConfigError for an id or overrides that fit nothing.
     """
-    findings = []
-    for name in [check_id(id)] if id else variant_files():
+    if id is not None:
+        load_variant(check_id(id), overrides)
+    findings: list[Finding] = []
+
+    def note(found: Finding) -> Finding:
+        findings.append(found)
+        tell(found)
+        return found
+
+    for path, error in broken_variants().items() if id is None else ():
+        note(Finding(f"{path.parent.name}/{path.name}", _CONFIG, str(error)))
+    for name in [id] if id else [name for name, path in variant_files().items() if path not in broken_variants()]:
+        if note(_run(name, _CONFIG, lambda name=name: load_variant(name))).problem:  # type: ignore[misc]
+            continue
         load_variant(name, overrides)
         for what, work in _checks(name, overrides):
-            findings.append(_run(name, what, work))
-            tell(findings[-1])
+            note(_run(name, what, work))
     return findings
 
 
@@ -61,7 +73,7 @@ def _checks(id: str, overrides: Overrides) -> Iterator[tuple[str, Callable[[], N
             yield f"shipped policy {agent}", lambda agent=agent: _policy(id, agent, overrides)  # type: ignore[misc]
 
 
-def _run(id: str, what: str, work: Callable[[], None]) -> Finding:
+def _run(id: str, what: str, work: Callable[[], object]) -> Finding:
     """One check; a warning is a problem, a missing extra is not."""
     try:
         with warnings.catch_warnings():

@@ -5,7 +5,6 @@ Each part stands alone: where one can not run (a missing extra, say), its messag
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import gymnasium
 from rich.console import Console
 from rich.rule import Rule
 
-from stem_gym.core.errors import StemGymError
+from stem_gym.core.errors import ConfigError, StemGymError
 from stem_gym.jobs import bench, deploy, outcome, pictures, train
 from stem_gym.jobs.progress import Progress
 from stem_gym.jobs.roster import agents_package, policy_for
@@ -30,6 +29,8 @@ PANELS = {
     "useful_share": "Useful share of electrons",
     "return": "Return",
 }
+_CHECKPOINT = "checkpoint.safetensors"
+_TRAINED = ("curve.csv", "curve.png", "policy.json", "policy.safetensors", _CHECKPOINT)  # what a training writes
 _STRIP = 6  # frames of the recording that are drawn
 _FILM_FPS = 3  # steps of an episode that are shown in a second
 
@@ -86,7 +87,7 @@ class _Demo:
     def learn(self) -> None:
         """PPO from nothing, for a few minutes."""
         folder = self.folder / "training"
-        shutil.rmtree(folder, ignore_errors=True)  # each demo learns from nothing
+        clear_training(folder)  # each demo learns from nothing
         train.train(train.Training("ppo", ID, folder, using={"minutes": self.settings.minutes}))
         points = train.curve_of(folder)
         values = [value for _, value in points]
@@ -131,6 +132,7 @@ def demo(settings: Settings, screen: Console) -> Result:
     """Everything; ends by printing what was made and what to try next."""
     started = time.monotonic()
     run = _Demo(settings, screen)
+    check_training(run.folder / "training")
     run.part(f"1/4  {settings.episodes} episodes of each agent on {ID}", run.compare)
     run.part(f"2/4  PPO learns from nothing for {settings.minutes:g} minutes", run.learn)
     run.part("3/4  A policy on Nion Swift", run.run_on_nion)
@@ -138,6 +140,22 @@ def demo(settings: Settings, screen: Console) -> Result:
     result = Result(run.made, run.skipped, time.monotonic() - started)
     _farewell(result, screen)
     return result
+
+
+def check_training(folder: Path) -> None:
+    """Raises ConfigError for a folder that holds something else than a training: nobody's work is overwritten."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / _CHECKPOINT).is_file():
+        raise ConfigError(
+            f"The demo would train in {folder}, which holds something else: it has no {_CHECKPOINT}. "
+            "Name another folder with --out."
+        )
+
+
+def clear_training(folder: Path) -> None:
+    """Remove what an earlier training wrote, and nothing else; the checkpoint, by which it is known, at the end."""
+    check_training(folder)
+    for path in [*folder.glob("tensorboard/events.out.tfevents.*"), *(folder / name for name in _TRAINED)]:
+        path.unlink(missing_ok=True)
 
 
 def usable_agents(id: str) -> list[str]:

@@ -35,9 +35,10 @@ class Deployment:
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
-def deploy(deployment: Deployment, watch: Watch | None = None) -> Outcome:
+def deploy(deployment: Deployment, watch: Watch | None = None, into: list[Outcome] | None = None) -> Outcome:
     """The episodes of a policy on an instrument; `watch` is told after every step.
 
+    The outcome is appended to `into` as well; on a KeyboardInterrupt it has the finished episodes and is not complete.
     Episode k is the world `row_seeds(seed, episodes)[k]` on a simulated instrument, as in a benchmark. Raises
     StemGymError subclasses before anything moves: unknown names, a policy for another environment, a folder that can
     not be written.
@@ -50,9 +51,17 @@ def deploy(deployment: Deployment, watch: Watch | None = None) -> Outcome:
         seeds = row_seeds(deployment.seed, deployment.episodes)
         if deployment.record is not None:
             _record(env, deployment, policy, seeds)
-        episodes = [play(env, policy, number, seed, watch) for number, seed in enumerate(seeds)]
         settings = {"instrument": deployment.instrument, **policy.settings.model_dump(mode="json")}
-        return Outcome(deployment.id, deployment.policy, hash_of(env), episodes, settings)
+        episodes: list[dict[str, Any]] = []
+        try:
+            for number, seed in enumerate(seeds):
+                episodes.append(play(env, policy, number, seed, watch))
+        finally:
+            complete = len(episodes) == deployment.episodes
+            done = Outcome(deployment.id, deployment.policy, hash_of(env), episodes, settings, complete)
+            if into is not None and episodes:
+                into.append(done)
+        return done
     finally:
         env.close()
 

@@ -35,6 +35,14 @@ class Outcome:
     config_hash: str
     episodes: Sequence[Episode]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    complete: bool = True  # False where it was stopped before its last episode
+    numbers: Sequence[int] | None = None  # which worlds the episodes are; 0, 1, … if not given
+
+    def numbered(self) -> list[tuple[int, Episode]]:
+        """The episodes, each with the number of its world."""
+        return list(
+            zip(range(len(self.episodes)) if self.numbers is None else self.numbers, self.episodes, strict=True)
+        )
 
 
 def versions() -> dict[str, str]:
@@ -88,7 +96,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         row[name], row[f"{name}_error"] = mean_and_error(float(episode[name]) for episode in outcome.episodes)
     wins = sum(bool(episode.get("success")) for episode in outcome.episodes)
     row["success_low"], row["success_high"] = share_interval(wins, len(outcome.episodes))
-    return row | {"config_hash": outcome.config_hash}
+    return row | {"config_hash": outcome.config_hash, "complete": outcome.complete}
 
 
 def shown(value: float, error: float = math.nan) -> str:
@@ -114,7 +122,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
     )
     result.add_column("", no_wrap=True)
     for row in rows:
-        result.add_column(row["agent"], justify="right")
+        result.add_column(row["agent"] + ("" if row["complete"] else ", stopped"), justify="right")
     result.add_row("success, 95 %", *(_success(row) for row in rows))
     names = list(dict.fromkeys(name for outcome in outcomes for name in told_of(outcome.episodes)))
     for name in names:
@@ -131,7 +139,7 @@ def episode_table(outcome: Outcome) -> Table:
         title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False
     )
     result.add_column("episode", no_wrap=True)
-    for number in range(len(outcome.episodes)):
+    for number, _ in outcome.numbered():
         result.add_column(str(number), justify="right")
     for name in told_of(outcome.episodes):
         values = [float(episode[name]) for episode in outcome.episodes]
@@ -158,6 +166,8 @@ def document(outcomes: Sequence[Outcome], seed: int) -> dict[str, Any]:
                 "agent": outcome.agent,
                 "config_hash": outcome.config_hash,
                 "settings": dict(outcome.settings),
+                "complete": outcome.complete,
+                "worlds": [number for number, _ in outcome.numbered()],
                 "episodes": [plain(episode) for episode in outcome.episodes],
             }
             for outcome in outcomes
@@ -179,7 +189,7 @@ def store(outcomes: Sequence[Outcome], seed: int, folder: Path) -> list[Path]:
     episodes = [
         {"id": outcome.id, "agent": outcome.agent, "episode": number} | plain(episode)
         for outcome in outcomes
-        for number, episode in enumerate(outcome.episodes)
+        for number, episode in outcome.numbered()
     ]
     summary = [plain(summarise(outcome)) for outcome in outcomes]
     texts = {

@@ -10,8 +10,8 @@ from typing import Any
 
 import gymnasium
 
-from stem_gym.core.errors import CapabilityError, unknown_name
-from stem_gym.envs.registration import variant_files
+from stem_gym.core.errors import CapabilityError, UnknownNameError
+from stem_gym.envs.registration import is_ours, unknown_id
 
 _OURS = ("make", "evaluate", "load", "names")
 
@@ -36,10 +36,15 @@ def agents_package() -> ModuleType:
 
 
 def check_id(id: str) -> str:
-    """The id, if something is registered under it. Raises UnknownNameError that names the nearest one."""
-    if id not in gymnasium.registry:
-        raise unknown_name("environment id", id, variant_files())
-    return id
+    """The id, if it is one of ours. Raises UnknownNameError that names the nearest one."""
+    if is_ours(id):
+        return id
+    if id in gymnasium.registry:
+        known = ", ".join(sorted(filter(is_ours, gymnasium.registry)))
+        raise UnknownNameError(
+            f"{id!r} is no environment of stem_gym, only one of Gymnasium's registry. Known: {known}."
+        )
+    raise unknown_id(id)
 
 
 def policy_for(name: str, env: Any) -> Any:
@@ -48,7 +53,7 @@ def policy_for(name: str, env: Any) -> Any:
     Raises UnknownNameError for a name nobody knows, PolicyError for an agent that must be trained first.
     """
     agents = agents_package()
-    if Path(name).is_dir() or "/" in name:
+    if Path(name).is_dir() or "/" in name or name.endswith((".safetensors", ".json")):
         return agents.load(name, env)
     return agents.make(name, env)
 

@@ -11,7 +11,6 @@ from typing import Any
 from rich.console import Console
 
 from stem_gym.core.errors import ConfigError
-from stem_gym.jobs.outcome import make_folder
 from stem_gym.jobs.pictures import spark
 from stem_gym.jobs.roster import agents_package, check_id
 
@@ -39,8 +38,12 @@ def train(job: Training) -> Path:
     """
     agents = agents_package()
     check_id(job.id)
-    make_folder(job.folder)
-    if not job.resume and any(job.folder.glob("checkpoint.*")):
+    if job.resume and not has_checkpoint(job.folder):
+        raise ConfigError(
+            f"The folder {job.folder} holds no checkpoint; leave --resume out to start, or name the folder of the run "
+            "with --out."
+        )
+    if not job.resume and has_checkpoint(job.folder):
         raise ConfigError(
             f"The folder {job.folder} holds a training run already. Go on with --resume, or name another with --out."
         )
@@ -51,6 +54,18 @@ def train(job: Training) -> Path:
         raise ConfigError(f"{', '.join(clash)} is no setting of the training; it has an option of its own.")
     agents.train(job.agent, job.id, out=job.folder, **options, **using)
     return job.folder
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is a training in the folder to go on with."""
+    return any(folder.glob("checkpoint.*"))
+
+
+def kept(folder: Path) -> str:
+    """A sentence on what a stopped training leaves."""
+    if not has_checkpoint(folder):
+        return "Nothing was learned yet."
+    return f"What was learned so far is in {folder}; go on with --resume."
 
 
 def curve_of(folder: Path) -> list[Point]:

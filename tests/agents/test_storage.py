@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from safetensors.numpy import load_file, save_file
 
 import agents
-from agents.engine.storage import ARRAYS, CONTRACT, space_as_data
+from agents.engine.storage import ARRAYS, CONTRACT
 from agents.policy import face_of
 from stem_gym.core.errors import PolicyError, RecordError
+from stem_gym.core.spaces import space_as_data
 from tests.agents.toys import TOY_ID, ToyVectorEnv
 
 
@@ -94,6 +97,44 @@ def test_a_foreign_contract_is_refused(face, saved, text):
     refused(saved, face, "contract")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("agent", ["x"]), ("agent", None), ("id", {}), ("settings", [1]), ("sha256", 3), ("observation_space", "Box")],
+)
+def test_a_contract_with_a_value_of_another_type_is_refused(face, saved, key, value):
+    contract = json.loads((saved / CONTRACT).read_text())
+    (saved / CONTRACT).write_text(json.dumps(contract | {key: value}))
+    refused(saved, face, f"damaged or no policy's contract: '{key}' should be")
+
+
+def test_a_contract_nested_beyond_reason_is_refused(face, saved):
+    (saved / CONTRACT).write_text("[" * 100_000)
+    refused(saved, face, "damaged or no policy's contract")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda a: np.where(np.arange(a.size).reshape(a.shape) == 0, np.nan, a).astype(a.dtype), "not finite"),
+        (lambda a: a.astype(np.float64), "of type float64; the installed agent needs float32"),
+    ],
+    ids=["nan", "float64"],
+)
+def test_arrays_that_no_network_has_are_refused_though_the_checksum_fits(face, saved, spoil, words):
+    arrays = load_file(saved / ARRAYS)
+    name = next(key for key, value in arrays.items() if value.dtype == np.float32 and value.size > 1)
+    save_file(arrays | {name: spoil(arrays[name])}, saved / ARRAYS)
+    contract = json.loads((saved / CONTRACT).read_text())
+    contract["sha256"] = hashlib.sha256((saved / ARRAYS).read_bytes()).hexdigest()
+    (saved / CONTRACT).write_text(json.dumps(contract))
+    refused(saved, face, words)
+
+
+@pytest.mark.parametrize("file", [ARRAYS, CONTRACT])
+def test_the_folder_is_asked_for_where_a_file_is_named(face, saved, file):
+    refused(saved / file, face, "is a file; name the folder of the saved policy, here .*policy")
+
+
 def test_a_pickle_is_never_opened(face, saved, tmp_path):
     """Arrays that are a pickle with the right checksum: refused by the format, without running what is inside."""
     trap = tmp_path / "trap"
@@ -104,8 +145,6 @@ def test_a_pickle_is_never_opened(face, saved, tmp_path):
 
     torch.save(Evil(), saved / ARRAYS)
     contract = json.loads((saved / CONTRACT).read_text())
-    import hashlib
-
     contract["sha256"] = hashlib.sha256((saved / ARRAYS).read_bytes()).hexdigest()
     (saved / CONTRACT).write_text(json.dumps(contract))
     refused(saved, face, "no safetensors")
@@ -141,15 +180,6 @@ def test_a_place_that_can_not_be_written(face, tmp_path):
 def test_ppo_without_a_shipped_policy_says_how_to_get_one(face):
     with pytest.raises(PolicyError, match="stem-gym train ppo"):
         agents.make("ppo", face)
-
-
-def test_spaces_with_bounds_of_their_own_are_written_out():
-    space = spaces.Box(np.array([0.0, -np.inf], np.float32), np.array([1.0, 2.0], np.float32))
-    data = space_as_data(space)["Box"]
-    assert data["low"] == [0.0, "-inf"] and data["high"] == [1.0, 2.0]
-    assert space_as_data(spaces.Discrete(3)) == {"Discrete": 3}
-    with pytest.raises(PolicyError, match="Text"):
-        space_as_data(spaces.Text(3))
 
 
 def test_a_policy_from_a_single_env_and_from_a_batch_have_one_contract():

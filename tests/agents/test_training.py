@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -19,6 +21,7 @@ from safetensors.torch import save_file
 
 import agents
 from agents.engine.sight import field_of
+from agents.learning import training
 from agents.learning.checkpoint import FILE, read_checkpoint, write_checkpoint
 from agents.learning.curve import draw_curve, read_curve, write_curve
 from agents.learning.imitation import Imitation, Script, imitate
@@ -81,6 +84,18 @@ def test_a_fresh_start_forgets_the_checkpoint(tmp_path):
     train(tmp_path, 256)
     train(tmp_path, 128, resume=False)
     assert steps_done(tmp_path) == 128
+
+
+def test_a_checkpoint_is_written_first_soon_then_by_steps_or_seconds(tmp_path, monkeypatch):
+    """A clock that goes on by a second each time that it is looked at; rollouts of 4 × 16 = 64 steps."""
+    seconds, kept = itertools.count(), []
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+    monkeypatch.setattr(training, "_keep", lambda run, learner, final=False: kept.append(learner.num_timesteps))
+    train(tmp_path / "a", 640, checkpoint_steps=256, checkpoint_seconds=1e9)
+    assert kept == [64, 320, 576, 640]
+    kept.clear()
+    train(tmp_path / "b", 64 * 40, checkpoint_steps=10**9, checkpoint_seconds=10.0)
+    assert kept[0] == 64 and 3 <= len(kept) <= 8, kept  # a look at the clock a rollout, and some for the curve
 
 
 def test_minutes_end_a_run(tmp_path):

@@ -40,6 +40,8 @@ BAD = [
     ({"steps": True}, "steps: .*integer.*given true"),
     ({"steps": 0}, "steps: .*greater than 0; given 0"),
     ({"steps": 3, "inner": {"width_ang": "1e-4"}}, r'width_ang: .*given "1e-4" \(text; YAML reads 1e-4 as text'),
+    ({"steps": 3, "inner": {"width_ang": "60keV"}}, r'given "60keV" \(write the number alone; the unit is in the key'),
+    ({"steps": 3, "inner": {"width_ang": "wide"}}, r'given "wide"\.$'),
     ({"steps": 3, "inner": {"width_ang": math.nan}}, "width_ang: .*finite"),
     ({"steps": 3, "inner": {"width_ang": math.inf}}, "width_ang: .*finite"),
     ({"steps": 3, "names": "ab"}, "names: .*given"),
@@ -64,6 +66,11 @@ def test_good_data_is_read_and_frozen():
     assert config.names == ("a", "b") and config.inner.width_ang == 2.0
     with pytest.raises(ValueError, match="frozen"):
         config.steps = 4
+
+
+def test_a_whole_number_is_taken_in_any_form():
+    config = parse(Outer, {"steps": 1e5}, "demo.yaml")
+    assert config.steps == 100_000 and isinstance(config.steps, int)
 
 
 def test_merge_goes_in_depth_and_replaces_another_kind():
@@ -94,7 +101,7 @@ def replaced(data: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 def rebuild(data: dict[str, Any]) -> None:
     """Everything that is checked before a variant runs, without making its instrument."""
-    loaded = LoadedVariant(parse(Variant, data, "demo.yaml"), data, "demo.yaml")
+    loaded = LoadedVariant(parse(Variant, data, "demo.yaml"), data, "demo.yaml", "simulated")
     task = tasks.task_class(data["task"]["kind"])
     settings = parse(task.Config, loaded.variant.task, "demo.yaml, task")
     task(settings)

@@ -66,6 +66,73 @@ def test_probe_dwell_and_targets_are_marked_where_they_are():
     assert abs(columns.mean() - place[0]) < 2 and abs(rows.mean() - place[1]) < 2
 
 
+def frame_of(env: gymnasium.Env) -> np.ndarray:
+    """The picture's frame, one value for each of its 64 × 64 pixels."""
+    return env.render()[FRAME, FRAME].mean(-1).reshape(64, 7, 64, 7)[:, 3, :, 3]
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_a_frame_is_stretched_until_its_brightest_pixels_are_white(id):
+    env = make(id)
+    env.reset(seed=1)
+    side = rendering.FRAME_PIXELS
+    grey = env.render()[FRAME, FRAME][: side // 2].mean(-1)  # without the scale bar
+    assert 0.001 < (grey == 255).mean() < 0.05
+    assert grey.mean() > 15
+
+
+def test_an_old_frame_keeps_its_light_and_tells_its_age():
+    env = make()
+    env.reset(seed=2)
+    before, painter, batch = frame_of(env), env.unwrapped._painter, env.unwrapped.batch
+    assert painter._age(batch, 0) == "full frame  0.0 s old"
+    begun_s = float(batch.ledger.seconds[0])
+    env.step(SMALL_SCAN)
+    away = np.s_[:32, :32]  # far from the partial frame and from the marks on it
+    assert frame_of(env)[away].mean() > 0.6 * before[away].mean()
+    env.step(DWELL)
+    assert painter._age(batch, 0) == f"full frame  {float(batch.ledger.seconds[0]) - begun_s:.1f} s old"
+
+
+def test_nothing_covers_the_atom_that_is_served():
+    """Probe, target and dwell at one place: within half a ring of it all stays as it was but the dwell's thin ring."""
+    pillow = pytest.importorskip("PIL.Image")
+    from PIL import ImageDraw
+
+    picture = pillow.new("RGB", rendering.PICTURE_SHAPE[1::-1], (99, 99, 99))
+    place = np.array([0.5, 0.5])
+    rendering._draw_marks(ImageDraw.Draw(picture), place[None], place[None], place)
+    x, y = (round(v) for v in rendering._pixel(place))
+    around = np.asarray(picture)[y - 6 : y + 7, x - 6 : x + 7]
+    assert count(around, rendering._DWELL) <= 24 and count(around, (99, 99, 99)) >= 13 * 13 - 24
+
+
+def test_the_dose_map_shows_where_the_frame_lies():
+    """A narrow frame on the axis of a cell of 20 × 40 Å: half and a quarter of the map, in its middle."""
+    pillow = pytest.importorskip("PIL.Image")
+    truth = {
+        "dose_map": np.zeros((8, 8)), "cell_ang": np.array([20.0, 40.0]), "fov_ang": np.array(10.0),
+        "frame_centre_ang": np.zeros(2),
+    }  # fmt: skip
+    side = rendering.SIDE_PIXELS
+    picture = pillow.new("RGB", (side + 60, side + 60))
+    rendering._draw_dose(picture, truth, (0, 0))
+    rows, columns = np.nonzero((np.asarray(picture)[:side, :side] == np.array(rendering._FAINT)).all(-1))
+    assert (columns.min(), columns.max()) == pytest.approx((side / 4, 3 * side / 4), abs=1)
+    assert (rows.min(), rows.max()) == pytest.approx((3 * side / 8, 5 * side / 8), abs=1)
+
+
+@pytest.mark.parametrize(("longest_ang", "length_ang"), [(6.0, 5.0), (5.0, 5.0), (4.9, 2.0), (50.0, 50.0), (0.19, 0.1)])
+def test_the_scale_bar_has_a_round_length(longest_ang, length_ang):
+    pillow = pytest.importorskip("PIL.Image")
+    from PIL import ImageDraw
+
+    picture = pillow.new("RGB", (500, 60))
+    rendering._draw_scale(ImageDraw.Draw(picture), (0, 60), 400.0 / longest_ang, longest_ang)
+    bar = (np.asarray(picture)[50] == 255).all(-1)
+    assert bar.sum() == pytest.approx(400.0 * length_ang / longest_ang, abs=2)
+
+
 def test_a_partial_frame_lies_in_its_place():
     env = make()
     env.reset(seed=2)

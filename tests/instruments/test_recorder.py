@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -18,7 +19,7 @@ from stem_gym.core.instructions import FULL_FRAME, Dwell, Instruction, Park, Rea
 from stem_gym.core.instrument import Capabilities, Instrument, Limits, check_instruction
 from stem_gym.core.streams import Streams
 from stem_gym.instruments import simulated
-from stem_gym.instruments.recorder import Provenance, Recorder, read_recording
+from stem_gym.instruments.recorder import FORMAT, FORMAT_VERSION, Provenance, Recorder, _Writer, read_recording
 
 
 class Bench(Instrument):
@@ -62,6 +63,7 @@ class Bench(Instrument):
         self.closed += 1
 
 
+REPO = Path(__file__).resolve().parents[2]
 ROW = torch.tensor([0])
 
 
@@ -237,7 +239,7 @@ def test_a_failing_disk_makes_the_instrument_safe(tmp_path, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(h5py.Group, "create_group", full)
+    monkeypatch.setattr(h5py.Group, "create_dataset", full)
     with pytest.raises(RecordError, match="no space left"):
         recorder.execute(dwell(1.0))
     assert bench.aborted == 1
@@ -268,6 +270,116 @@ def test_recording_changes_nothing_of_what_is_recorded(tmp_path):
     assert torch.equal(*seen)
 
 
+def tear_the_last_record(file: h5py.File) -> None:
+    del file["records/000004"]
+    file["records/000004"] = h5py.SoftLink("/nowhere")
+
+
+def tear_a_middle_record(file: h5py.File) -> None:
+    del file["records/000002"]
+    file["records/000002"] = h5py.SoftLink("/nowhere")
+
+
+def test_a_torn_record_is_left_out_at_the_end_and_refused_before_it(tmp_path):
+    path, _, _ = record_episode(tmp_path)
+    with h5py.File(path, "r+") as file:
+        tear_the_last_record(file)
+    recording = read_recording(path)
+    assert len(recording.records) == 4 and not recording.complete
+    with h5py.File(path, "r+") as file:
+        tear_a_middle_record(file)
+    with pytest.raises(RecordError, match="chain breaks at record 2"):
+        read_recording(path)
+
+
+def test_whatever_hdf5_finds_wrong_is_a_record_error(tmp_path, monkeypatch):
+    path, _, _ = record_episode(tmp_path)
+    for fault in (AttributeError("no id"), RuntimeError("Link iteration failed"), KeyError("addr overflow")):
+
+        def fail(*_: object, fault: Exception = fault) -> None:
+            raise fault
+
+        monkeypatch.setattr(h5py.AttributeManager, "__iter__", fail)
+        with pytest.raises(RecordError, match="can not be read"):
+            read_recording(path)
+
+
+def test_an_episode_of_many_records_comes_back_in_order(tmp_path):
+    recorder = Recorder(Bench(), tmp_path)
+    recorder.reset(Streams([1]), ROW)
+    for k in range(100):
+        recorder.execute(dwell(0.01 * (k + 1)))
+    path = recorder.path
+    recorder.close()
+    recording = read_recording(path)
+    times_s = [float(r.instruction.time_s) for r in recording.records if r.kind == "instruction"]
+    assert recording.complete and times_s == pytest.approx([0.01 * (k + 1) for k in range(100)])
+
+
+def half_written(before: bytes, after: bytes) -> Iterator[bytes]:
+    """Files that a kill may leave between two flushes: one change in place alone, and each of them missing.
+
+    What was added at the end is there or still zero.
+    """
+    old, new = (np.frombuffer(data, np.uint8)[: len(before)] for data in (before, after))
+    changed = np.flatnonzero(old != new)
+    runs = np.split(changed, np.flatnonzero(np.diff(changed) > 16) + 1)
+    for tail in (after[len(before) :], bytes(len(after) - len(before))):
+        for base, other in ((old, new), (new, old)):
+            for run in runs:
+                mixed = base.copy()
+                mixed[run] = other[run]
+                yield mixed.tobytes() + tail
+
+
+def test_a_half_written_record_takes_no_other_with_it(tmp_path):
+    path, images = tmp_path / "a.h5", np.arange(64.0, dtype=np.float32).reshape(1, 8, 8)
+    writer = _Writer(path, {"format": FORMAT, "format_version": FORMAT_VERSION})
+    for flushed in range(36):
+        before = path.read_bytes()
+        writer.append({"kind": "abort", "pad": "x" * 300}, {"images": images})
+        if flushed in (3, 10, 32):  # where a plain group would move its names, and where a page ends
+            for data in half_written(before, path.read_bytes()):
+                (tmp_path / "mixed.h5").write_bytes(data)
+                assert len(read_recording(tmp_path / "mixed.h5").records) >= flushed
+
+
+KILLS = """
+import mmap, os, random, signal, sys, time
+from pathlib import Path
+import numpy as np
+from stem_gym.instruments.recorder import FORMAT, FORMAT_VERSION, _Writer
+
+draw = random.Random(5)
+for number in range(50):
+    flushed = mmap.mmap(-1, 8)  # shared with the child: how many records it has flushed
+    child = os.fork()
+    if child == 0:
+        writer = _Writer(Path(sys.argv[1]) / f"{number}.h5", {"format": FORMAT, "format_version": FORMAT_VERSION})
+        images = np.random.default_rng(number).poisson(5, (1, 1, 64, 64)).astype(np.float32)
+        count = 0
+        while True:
+            writer.append({"kind": "abort", "pad": "x" * 500}, {"images": images})
+            count += 1
+            flushed[:] = count.to_bytes(8, "little")
+    while not any(flushed[:]):
+        time.sleep(0.001)
+    time.sleep(draw.uniform(0.0, 0.12))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    print(int.from_bytes(flushed[:], "little"), flush=True)
+"""
+
+
+def test_no_kill_at_any_moment_loses_a_flushed_record(tmp_path):
+    """A writer that never pauses, killed fifty times in the middle of what it does."""
+    done = subprocess.run([sys.executable, "-c", KILLS, str(tmp_path)], cwd=REPO, capture_output=True, text=True)
+    flushed = [int(line) for line in done.stdout.split()]
+    assert len(flushed) == 50, done.stderr
+    read = [len(read_recording(tmp_path / f"{number}.h5").records) for number in range(50)]
+    assert all(found >= count for found, count in zip(read, flushed, strict=True)), (read, flushed)
+
+
 ENDLESS = """
 import sys, torch
 from tests.instruments.test_recorder import Bench, ROW, Recorder, Streams, scan
@@ -280,9 +392,8 @@ while True:
 
 
 def test_every_flushed_record_survives_a_kill(tmp_path):
-    repo = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-c", ENDLESS, str(tmp_path)]
-    with subprocess.Popen(command, cwd=repo, stdout=subprocess.PIPE, text=True) as writer:
+    with subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
         for _ in range(20):
             assert writer.stdout.readline() == "flushed\n"

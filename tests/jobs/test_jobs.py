@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import Field
+from rich.console import Console
 
 from stem_gym.core.config import Config
 from stem_gym.core.errors import CapabilityError, ConfigError, UnknownNameError
@@ -72,15 +74,31 @@ def _outcome(values: list[float]) -> Outcome:
 
 def test_demands_are_judged_by_the_mean():
     outcomes = [_outcome([1.0, 3.0])]
-    assert bench.unmet(outcomes, ["lock_on.return>=2"]) == []
-    assert "is 2, at least 2.5 was demanded" in bench.unmet(outcomes, ["lock_on.return>=2.5"])[0]
-    assert bench.unmet([_outcome([math.nan])], ["lock_on.return>=0"]), "a figure that does not exist meets nothing"
+    assert bench.unmet(outcomes, [bench.demand_of("lock_on.return>=2")]) == []
+    assert "is 2, at least 2.5 was demanded" in bench.unmet(outcomes, [bench.demand_of("lock_on.return>=2.5")])[0]
+    at_least_0 = bench.demand_of("lock_on.return>=0")
+    assert bench.unmet([_outcome([math.nan])], [at_least_0]), "a figure that does not exist meets nothing"
     for wrong in ("lock_on.return>2", "return>=2", "lock_on.return>=much"):
         with pytest.raises(ConfigError, match=r"AGENT\.FIGURE>=NUMBER"):
-            bench.unmet(outcomes, [wrong])
-    for absent in ("ppo.return>=1", "lock_on.retrun>=1"):
-        with pytest.raises(ConfigError, match="not measured"):
-            bench.unmet(outcomes, [absent])
+            bench.demand_of(wrong)
+
+
+def test_a_wrong_demand_stops_a_benchmark_early():
+    reports: list[str] = []
+
+    def plan(*demands: str) -> bench.Plan:
+        short = {"budget": {"steps": 3}}
+        return bench.Plan([ID], ["uniform", "raster"], 1, 0, short, [bench.demand_of(text) for text in demands])
+
+    def note(id: str, agent: str, done: int, total: int) -> None:
+        reports.append(agent)
+
+    with pytest.raises(ConfigError, match="names an agent that does not run. Did you mean 'raster'"):
+        bench.bench(plan("rastr.return>=1"), report=note)
+    assert reports == []
+    with pytest.raises(ConfigError, match="names a figure that is not measured. Did you mean 'return'"):
+        bench.bench(plan("raster.retrun>=1"), report=note)
+    assert set(reports) == {"uniform"}, "found after the first agent"
 
 
 def test_a_wrong_name_stops_a_benchmark_before_the_first_episode(tmp_path):
@@ -89,6 +107,39 @@ def test_a_wrong_name_stops_a_benchmark_before_the_first_episode(tmp_path):
     with pytest.raises(UnknownNameError, match="Did you mean 'uniform'"):
         bench.bench(plan, tmp_path, lambda *words: reports.append(words))
     assert reports == [] and not (tmp_path / "bench.json").exists()
+
+
+def test_a_stopped_benchmark_keeps_the_episodes_that_are_finished(tmp_path):
+    """Stopped when the second agent has finished one episode or more of forty on 32 rows."""
+    outcomes: list[Outcome] = []
+
+    def stop(id: str, agent: str, done: int, total: int) -> None:
+        if agent == "raster":
+            raise KeyboardInterrupt
+
+    plan = bench.Plan([ID], ["uniform", "raster"], episodes=40, seed=1, overrides={"budget": {"steps": 6}})
+    with pytest.raises(KeyboardInterrupt):
+        bench.bench(plan, tmp_path, stop, outcomes)
+    assert [found.complete for found in outcomes] == [True, False]
+    kept = json.loads((tmp_path / "bench.json").read_text())["runs"]
+    assert [run["complete"] for run in kept] == [True, False]
+    assert 0 < len(kept[1]["episodes"]) < 40 == len(kept[0]["episodes"])
+    whole = bench.bench(bench.Plan([ID], ["raster"], 40, 1, {"budget": {"steps": 6}}))[0].episodes
+    for number, episode in zip(kept[1]["worlds"], kept[1]["episodes"], strict=True):
+        assert episode["return"] == pytest.approx(whole[number]["return"]), "each is the episode of its own world"
+
+
+def test_a_stopped_deployment_keeps_the_episodes_that_are_finished():
+    outcomes: list[Outcome] = []
+
+    def stop(number: int, info: object) -> None:
+        if number == 2:
+            raise KeyboardInterrupt
+
+    job = deploy.Deployment("uniform", ID, "simulated", episodes=4, overrides={"budget": {"steps": 3}})
+    with pytest.raises(KeyboardInterrupt):
+        deploy.deploy(job, stop, outcomes)
+    assert len(outcomes) == 1 and len(outcomes[0].episodes) == 2 and not outcomes[0].complete
 
 
 def test_a_deployment_plays_the_worlds_of_a_benchmark():
@@ -125,6 +176,12 @@ def test_a_rising_curve_is_said_to_rise():
     assert "rose: 0 in the first tenth, 2 in the last" in train.rise([(0, 0.0), (10, 1.0), (20, 2.0)])
     assert "did not rise" in train.rise([(0, 1.0), (10, 0.0)])
     assert "too short" in train.rise([(0, 1.0)])
+
+
+def test_a_stopped_training_says_what_it_leaves(tmp_path):
+    assert train.kept(tmp_path) == "Nothing was learned yet."
+    (tmp_path / "checkpoint.safetensors").write_text("")
+    assert f"is in {tmp_path}; go on with --resume" in train.kept(tmp_path)
 
 
 def test_training_refuses_what_learns_nothing_and_settings_with_an_option_of_their_own(tmp_path):
@@ -167,11 +224,24 @@ def test_frames_of_a_recording_are_spread_over_the_episode(tmp_path):
     assert sides == ["24.0 Å", "6.0 Å", "6.0 Å"]
 
 
+def test_the_demo_removes_an_earlier_training_and_nothing_else(tmp_path):
+    folder = tmp_path / "training"
+    demo.clear_training(folder)  # none there: nothing to do
+    (folder / "tensorboard").mkdir(parents=True)
+    (folder / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="no checkpoint.safetensors.*another folder with --out"):
+        demo.demo(demo.Settings(tmp_path, 1.0, 1), Console(quiet=True))
+    written = [folder / name for name in ("checkpoint.safetensors", "policy.json", "policy.safetensors", "curve.csv")]
+    for path in [*written, folder / "tensorboard" / "events.out.tfevents.1", folder / "tensorboard" / "notes.txt"]:
+        path.write_text("")
+    demo.clear_training(folder)
+    assert sorted(path.name for path in folder.rglob("*")) == ["notes.txt", "tensorboard", "thesis.txt"]
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("nion")
 def test_the_demo_makes_what_it_says(tmp_path):
     """The whole path, small, in a process of its own: Nion Swift allows one instrument per process."""
-    import json
     import subprocess
     import sys
 
