@@ -322,15 +322,25 @@ class BeamFabrication(Task[State]):
         return state, Score(rewards[0] if by_truth else rewards[1], ended, metrics)
 
     def marks(self, state: State, truth: Mapping[str, Tensor]) -> Marks:
-        """Probe, atoms as dwells' crosses, and goals; there is no picture."""
+        """Probe and goals, on the frame or on a sketch of what the software found in it."""
         fov, shift = self.config.fov_ang, state.shift_ang.unsqueeze(1)
-        atoms, goals = ((places + shift) / fov + 0.5 for places in (state.atom_ang, state.goal_ang))
-        if state.image.dim() == 3:
-            frame = state.image.float() / 255.0
-        else:
-            frame = torch.zeros(len(goals), self.config.pixels, self.config.pixels, device=goals.device)
+        goals = torch.where(state.begun[:, None, None], (state.goal_ang + shift) / fov + 0.5, torch.nan)
+        frame = state.image.float() / 255.0 if state.image.dim() == 3 else self._sketch(state)
         region = torch.tensor(FULL_FRAME, device=goals.device).repeat(len(goals), 1)
-        return Marks(state.place, atoms, goals, frame, region)
+        return Marks(state.place, state.place.unsqueeze(1), goals, frame, region)
+
+    def _sketch(self, state: State) -> Tensor:
+        """Found atoms as bright spots on a faint lattice, (B, H, W) from 0 to 1."""
+        config, shift = self.config, state.shift_ang.unsqueeze(1)
+        cells, along = _cells(state.atom_ang[:, 0], state.bond_ang[:, 0])
+        places = torch.cat((cells, cells + along, state.atom_ang), dim=1) + shift  # (B, N, 2)
+        weight = torch.full(places.shape[:2], 0.25, device=places.device)
+        weight[:, -config.dopants :] = 1.0
+        pixel_ang = config.fov_ang / config.pixels
+        centre = (torch.arange(config.pixels, device=places.device) + 0.5) * pixel_ang - 0.5 * config.fov_ang
+        spots = torch.exp(-0.5 * ((centre - places.unsqueeze(-1)) / (0.3 * BOND_ANG)).square())  # (B, N, 2, pixels)
+        drawn = torch.bmm((spots[:, :, 1] * weight.unsqueeze(2)).transpose(1, 2), spots[:, :, 0])
+        return drawn.clamp(max=1.0) * state.begun[:, None, None]
 
     def _scan(self, rows: Tensor) -> Scan:
         config = self.config
@@ -395,21 +405,18 @@ class BeamFabrication(Task[State]):
     def _goals(self, atom_ang: Tensor, bond_ang: Tensor, chance: Tensor) -> Tensor:
         """Goals (n, D, 2) on the lattice of the first atom."""
         config, first, bonds = self.config, atom_ang[:, 0], bond_ang[:, 0]
-        along, across = bonds[:, 0] - bonds[:, 1], bonds[:, 1] - bonds[:, 2]  # lattice vectors (n, 2)
-        order = torch.arange(-_CELLS, _CELLS + 1, device=first.device, dtype=first.dtype)
-        n, m = (grid.flatten()[:, None] for grid in torch.meshgrid(order, order, indexing="ij"))
-        cells = first.unsqueeze(1) + n * along.unsqueeze(1) + m * across.unsqueeze(1)  # (n, C, 2)
+        cells, bond = _cells(first, bonds)
         room = 0.5 * config.fov_ang
         if self._pattern is None:
-            sites = torch.cat((cells, cells + bonds[:, :1]), dim=1)
+            sites = torch.cat((cells, cells + bond), dim=1)
             away = (sites - first.unsqueeze(1)).norm(dim=-1)
             allowed = (sites.abs() < room).all(-1) & (away <= config.goal_ang) & (away > 0.5 * BOND_ANG)
             reached = torch.cumsum(allowed.float(), dim=1)
             pick = (reached <= chance * reached[:, -1:]).sum(1).clamp(max=sites.shape[1] - 1)
             return _of(sites, pick).unsqueeze(1)
         pattern = torch.tensor(self._pattern, device=first.device, dtype=first.dtype)
-        offset = pattern[:, :1] * along.unsqueeze(1) + pattern[:, 1:2] * across.unsqueeze(1)
-        offset = offset + pattern[:, 2:] * bonds[:, :1]  # (n, D, 2)
+        along, across = _vectors(bonds)
+        offset = pattern[:, :1] * along + pattern[:, 1:2] * across + pattern[:, 2:] * bond  # (n, D, 2)
         places = cells.unsqueeze(2) + offset.unsqueeze(1)  # (n, C, D, 2)
         inside = (places.abs() < room - BOND_ANG).all(-1).all(2)
         away = (places.mean(2) - atom_ang.mean(1, keepdim=True)).norm(dim=-1)
@@ -493,6 +500,19 @@ def _track(atom_ang: Tensor, bond_ang: Tensor, seen_ang: Tensor, bonds: Tensor) 
         atom_ang[row, atom], bond_ang[row, atom] = moved, turned
         distance[row, atom, :], distance[row, :, place] = 2.0 * _FAR_ANG, 2.0 * _FAR_ANG
     return atom_ang, bond_ang
+
+
+def _vectors(bond_ang: Tensor) -> tuple[Tensor, Tensor]:
+    """Two lattice vectors (n, 1, 2) from three bonds (n, 3, 2)."""
+    return bond_ang[:, :1] - bond_ang[:, 1:2], bond_ang[:, 1:2] - bond_ang[:, 2:]
+
+
+def _cells(atom_ang: Tensor, bond_ang: Tensor) -> tuple[Tensor, Tensor]:
+    """Sites (n, C, 2) of an atom's own sublattice, and the bond (n, 1, 2) that leads from each to one of the other."""
+    along, across = _vectors(bond_ang)
+    order = torch.arange(-_CELLS, _CELLS + 1, device=atom_ang.device, dtype=atom_ang.dtype)
+    n, m = (grid.flatten()[:, None] for grid in torch.meshgrid(order, order, indexing="ij"))
+    return atom_ang.unsqueeze(1) + n * along + m * across, bond_ang[:, :1]
 
 
 def _drawn(reading: Reading, full_scale: float) -> Tensor:
