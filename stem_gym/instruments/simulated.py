@@ -40,7 +40,7 @@ from stem_gym.simulator.exposure import (
     check_region,
     displacement_of_rows,
     drift_at,
-    pixel_centres,
+    raster,
     samples_of,
     samples_until,
     spread_over,
@@ -230,18 +230,12 @@ class SimulatedMicroscope(Instrument):
         height, width = scan.shape
         seconds = frame_time_s(scan.shape, scan.dwell_s, config.detector.flyback_s) + config.overheads.scan_s
         knots, drift = self._advance(rows, (seconds / _FRAME_KNOTS).unsqueeze(1).expand(-1, _FRAME_KNOTS))
-        corner_ang = (scan.region[:, :2] - 0.5) * scan.fov_ang.unsqueeze(1)
-        size_ang = scan.region[:, 2:] * scan.fov_ang.unsqueeze(1)
-        x = corner_ang[:, :1] + size_ang[:, :1] * pixel_centres(width, self.device)
-        y = corner_ang[:, 1:] + size_ang[:, 1:] * pixel_centres(height, self.device)
-        skew = drift.distortion  # true = distortion @ wanted, upper triangular
-        shift = state.beam_shift_ang.index_select(0, rows).unsqueeze(1) - displacement_of_rows(
-            knots, height
-        )  # (n, H, 2)
-        shift = shift + torch.stack((skew[:, 0, 1:] * y, torch.zeros_like(y)), dim=-1)
+        shift = state.beam_shift_ang.index_select(0, rows).unsqueeze(1) - displacement_of_rows(knots, height)
+        places = raster(scan, drift.distortion, shift)
+        x, y, shift = places.x_ang, places.y_ang, places.shift_ang
         if config.detector.line_jitter_ang > 0.0:
             shift = shift + line_jitter_ang(self._streams, rows, height, config.detector)
-        x, y = skew[:, 0, :1] * x, skew[:, 1, 1:] * y
+        corner_ang, size_ang = places.corner_ang, places.size_ang
         cell, current = (whole.index_select(0, rows) for whole in (state.specimen.cell_ang, state.current_pa))
         fraction = self._through_haze(imaging.scan_image(state.series.index_select(0, rows), cell, x, y, shift), rows)
         mean = expected_electrons(fraction, current, scan.dwell_s, config.detector)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from stem_gym.core.batch import ends
 from stem_gym.core.errors import InstructionError
-from stem_gym.core.instructions import Dwell, TraceRule
+from stem_gym.core.instructions import Dwell, Scan, TraceRule
 from stem_gym.simulator.drift import DriftState
 
 
@@ -31,6 +32,35 @@ def displacement_of_rows(knots: Tensor, rows: int) -> Tensor:
     """Displacements (n, rows, 2) at the middle times of evenly timed rows, straight between knots (n, J + 1, 2)."""
     left, share = _share_of_knots(knots.shape[1], rows, knots.device)
     return knots[:, left] * (1.0 - share) + knots[:, left + 1] * share
+
+
+@dataclass(frozen=True)
+class Raster:
+    """Where a frame of n rows goes on the specimen."""
+
+    x_ang: Tensor  # (n, W) columns
+    y_ang: Tensor  # (n, H) rows
+    shift_ang: Tensor  # (n, H, 2) what is added to each row: drift, beam shift, shear
+    corner_ang: Tensor  # (n, 2) of the undistorted region
+    size_ang: Tensor  # (n, 2)
+
+
+def raster(scan: Scan, distortion: Tensor, shift_ang: Tensor) -> Raster:
+    """The raster of a scan under a distortion (n, 2, 2), upper triangular, with shifts (n, H, 2) of its rows."""
+    height, width = scan.shape
+    corner_ang = (scan.region[:, :2] - 0.5) * scan.fov_ang.unsqueeze(1)
+    size_ang = scan.region[:, 2:] * scan.fov_ang.unsqueeze(1)
+    x = corner_ang[:, :1] + size_ang[:, :1] * pixel_centres(width, scan.fov_ang.device)
+    y = corner_ang[:, 1:] + size_ang[:, 1:] * pixel_centres(height, scan.fov_ang.device)
+    shift_ang = shift_ang + torch.stack((distortion[:, 0, 1:] * y, torch.zeros_like(y)), dim=-1)
+    return Raster(distortion[:, 0, :1] * x, distortion[:, 1, 1:] * y, shift_ang, corner_ang, size_ang)
+
+
+def straight(knots: Tensor, parts: int) -> Tensor:
+    """Places (n, parts + 1, 2) at the ends of even parts of the time that knots (n, J + 1, 2) are spread over."""
+    at = torch.arange(parts + 1, device=knots.device) * ((knots.shape[1] - 1) / parts)
+    left = at.long().clamp(max=knots.shape[1] - 2)
+    return torch.lerp(knots[:, left], knots[:, left + 1], (at - left)[:, None])
 
 
 def samples_of(dwell: Dwell, least: int) -> int:
