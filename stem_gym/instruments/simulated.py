@@ -231,10 +231,10 @@ class SimulatedMicroscope(Instrument):
         seconds = frame_time_s(scan.shape, scan.dwell_s, config.detector.flyback_s) + config.overheads.scan_s
         knots, drift = self._advance(rows, (seconds / _FRAME_KNOTS).unsqueeze(1).expand(-1, _FRAME_KNOTS))
         shift = state.beam_shift_ang.index_select(0, rows).unsqueeze(1) - displacement_of_rows(knots, height)
-        if config.detector.line_jitter_ang > 0.0:
-            shift = shift + line_jitter_ang(self._streams, rows, height, config.detector)
         places = raster(scan, drift.distortion, shift)
         x, y, shift = places.x_ang, places.y_ang, places.shift_ang
+        if config.detector.line_jitter_ang > 0.0:
+            shift = shift + line_jitter_ang(self._streams, rows, height, config.detector)
         corner_ang, size_ang = places.corner_ang, places.size_ang
         cell, current = (whole.index_select(0, rows) for whole in (state.specimen.cell_ang, state.current_pa))
         fraction = self._through_haze(imaging.scan_image(state.series.index_select(0, rows), cell, x, y, shift), rows)

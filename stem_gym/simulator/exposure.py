@@ -40,7 +40,7 @@ class Raster:
 
     x_ang: Tensor  # (n, W) columns
     y_ang: Tensor  # (n, H) rows
-    shift_ang: Tensor  # (n, H, 2) what is added to each row: drift, beam shift, shear, jitter
+    shift_ang: Tensor  # (n, H, 2) what is added to each row: drift, beam shift, shear
     corner_ang: Tensor  # (n, 2) of the undistorted region
     size_ang: Tensor  # (n, 2)
 

@@ -221,7 +221,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     shipped = Path(__file__).parent / "weights" / "imaging_haadf"
     parser.add_argument("--data", type=Path, required=True, help="folder of the reference set")
     parser.add_argument("--out", type=Path, default=shipped, help="where to write (default: the shipped weights)")
-    parser.add_argument("--steps", type=int, default=3000, help="optimizer steps (default 3000)")
+    parser.add_argument("--steps", type=int, default=2400, help="optimizer steps (default 2400)")
     parser.add_argument("--spread-steps", type=int, default=300, help="steps for the spread alone (default 300)")
     parser.add_argument("--note", default="", help="a sentence for the model card about how the set was made")
     parser.add_argument("--pictures", type=int, default=4, help="specimens in a step (default 4)")
