@@ -8,7 +8,7 @@ Without pictures to render, thousands of rows run side by side.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -240,10 +240,10 @@ class SheetMicroscope(Instrument):
     def _picture(self, scan: Scan, knots: Tensor, drift: DriftState) -> Tensor:
         """Counts (n, 1, H, W) of the sheet as the frame leaves it."""
         config, state, rows, height = self.config, self._now, scan.rows, scan.shape[0]
-        shift = -displacement_of_rows(knots, height)
+        places = raster(scan, drift.distortion, -displacement_of_rows(knots, height))
         if config.detector.line_jitter_ang > 0.0:
-            shift = shift + line_jitter_ang(self._streams, rows, height, config.detector)
-        places = raster(scan, drift.distortion, shift)
+            jitter = line_jitter_ang(self._streams, rows, height, config.detector)
+            places = replace(places, shift_ang=places.shift_ang + jitter)
         series = state.series.index_select(0, rows)
         fraction = Pictures.frame(series, state.sheet.cell_ang.index_select(0, rows), places)
         current = torch.full_like(scan.dwell_s, config.current_pa)
