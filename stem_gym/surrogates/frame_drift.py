@@ -21,7 +21,7 @@ __all__ = ["FrameDrift", "estimate_drift"]
 _PIXEL_ANG = 0.2  # fine enough that parabolas tell the heights of peaks to a percent
 _SMOOTH_ANG = 0.3  # rms; takes noise out and leaves the atoms
 _LEAST_OVERLAP = 0.3
-_PRIOR = 0.02  # what the correlation must gain for the longest shift to be believed
+_PRIOR = 0.1  # what the correlation must gain for the longest shift to be believed
 
 
 @dataclass(frozen=True)
