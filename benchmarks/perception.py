@@ -27,7 +27,7 @@ from rich.table import Table
 import stem_gym
 from stem_gym.core.streams import Streams, row_seeds
 from stem_gym.surrogates.atom_finder import ClassicalFinder, Finder, Found, Kind, NetworkFinder, find_atoms
-from stem_gym.surrogates.atom_finder_card import held_out_conditions, held_out_scores
+from stem_gym.surrogates.atom_finder_card import USUAL, held_out_conditions, held_out_scores
 from stem_gym.surrogates.atom_finder_frames import Frames, simulate_frames
 from stem_gym.surrogates.atom_finder_scores import SAME_ANG
 from stem_gym.surrogates.frame_drift import estimate_drift
@@ -116,17 +116,23 @@ def speed(finders: dict[str, Finder], seconds: float) -> list[dict[str, Any]]:
     """Frames of 64 x 64 pixels a second for finders, lattice fit and drift estimate, in small and large batches."""
     entries = []
     for rows in SPEED_ROWS:
-        batch = frames_of("40 pA, 2 s, 25 Å, 64 px", rows)
-        atoms = batch.xy * batch.pixel_ang[:, None, None]
-        work: dict[str, Callable[[], Any]] = {
-            label: lambda finder=finder: find_atoms(batch.fraction, batch.pixel_ang, batch.electrons_per_pixel, finder)
-            for label, finder in finders.items()
-        }
-        work["lattice fit"] = lambda atoms=atoms: fit_lattice(atoms, batch.present)
-        work["drift"] = lambda image=batch.fraction: estimate_drift(image, image.roll(3, 2), batch.pixel_ang)
-        for label, call in work.items():
+        for label, call in calls_on(frames_of(USUAL, rows), finders).items():
             entries.append({"what": label, "batch": rows, "frames_per_s": rows * _rate(call, seconds)})
     return entries
+
+
+def calls_on(batch: Frames, finders: dict[str, Finder]) -> dict[str, Callable[[], Any]]:
+    """What is timed, by name."""
+    atoms, later = batch.xy * batch.pixel_ang[:, None, None], batch.fraction.roll(3, 2)
+
+    def finding(finder: Finder) -> Callable[[], Any]:
+        return lambda: find_atoms(batch.fraction, batch.pixel_ang, batch.electrons_per_pixel, finder)
+
+    return {
+        **{label: finding(finder) for label, finder in finders.items()},
+        "lattice fit": lambda: fit_lattice(atoms, batch.present),
+        "drift": lambda: estimate_drift(batch.fraction, later, batch.pixel_ang),
+    }
 
 
 def _rate(call: Callable[[], Any], seconds: float) -> float:
