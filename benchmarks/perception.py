@@ -156,8 +156,8 @@ def report(results: dict[str, Any]) -> None:
     console.print(table)
     table = Table("frames", "finder", "lattice found", "angle rms / mrad", "Si on its site", title="lattice")
     for entry in results["lattice"]:
-        shown = (_percent(entry["found_share"]), _number(entry["angle_rms_mrad"]))
-        table.add_row(entry["conditions"], entry["finder"], *shown, _percent(entry["silicon_on_its_site"]))
+        angle, sites = _number(entry["angle_rms_mrad"]), _percent(entry["silicon_on_its_site"])
+        table.add_row(entry["conditions"], entry["finder"], _percent(entry["found_share"]), angle, sites)
     console.print(table)
     table = Table("what", "batch", "frames/s", title="speed, one thread")
     for entry in results["frames_per_s"]:

@@ -71,17 +71,18 @@ def held_out_scores(finders: Mapping[str, Finder], frames: int, seed: int = HELD
     return entries
 
 
-def write_card(path: Path, finder: NetworkFinder, given: Mapping[str, Any]) -> ModelCard:
-    """The finished card, also written as Markdown to PATH.md."""
-    scores = held_out_scores({"network": finder, "classical": ClassicalFinder()}, given["frames"])
+def write_card(path: Path, finder: NetworkFinder, frames: int) -> ModelCard:
+    """The finished card, judged on so many frames of each condition; also written as Markdown to PATH.md."""
+    scores = held_out_scores({"network": finder, "classical": ClassicalFinder()}, frames)
+    runs = finder.card.training["runs"]
     card = replace(
         finder.card,
         stands_for="Kinds and places of the atoms of doped graphene in a HAADF frame",
         reference="The simulator's own frames, whose atoms are known (stem_gym.surrogates.atom_finder_frames)",
         training={
-            "frames": given["steps"] * given["rows"],
+            "frames": sum(run["steps"] * run["rows"] for run in runs),
+            "runs": runs,
             "parameters": sum(p.numel() for p in finder.network.parameters()),
-            "settings": {name: given[name] for name in ("steps", "rows", "rate", "width", "seed")},
             "conditions": "fields 12 to 31 Å of 64 to 128 pixels, 18 to 65 pA, 0.4 to 4.5 s, 58 to 102 keV, 30 to 36 "
             "mrad, defocus to ±42 Å, astigmatism to 15 Å, focal spread to 20 Å, source 0.5 to 0.95 Å, drift to 0.5 "
             "Å/s, line jitter to 0.1 Å, scan errors of 1 %, edges, blobs, vacancies, Si with N, P, Al, S, Ge, Cu, "

@@ -196,18 +196,22 @@ def main(arguments: list[str] | None = None) -> None:
     given = parse(arguments)
     torch.set_num_threads(1)
     network = new_network(given.width, given.seed)
+    runs: list[dict[str, Any]] = []
     if given.start:
-        network.load_state_dict(NetworkFinder.load(given.start).network.state_dict())
+        started = NetworkFinder.load(given.start)
+        network.load_state_dict(started.network.state_dict())
+        runs = list(started.card.training["runs"])
     if not given.judge_only:
         rng, streams = np.random.default_rng(given.seed), Streams(row_seeds(given.seed, given.rows))
         train(network, rng, streams, vars(given), Progress(given.steps))
-    card = ModelCard("atom_finder", "", "", {}, {}, VALID_RANGE)
+        runs.append({name: getattr(given, name) for name in ("steps", "rows", "rate", "width", "seed")})
+    card = ModelCard("atom_finder", "", "", {"runs": runs}, {}, VALID_RANGE)
     settings: dict[str, Any] = {"width": given.width, "thresholds": list(_FIRST_THRESHOLDS), "std_per_spread": 2**0.5}
     finder = NetworkFinder(network, card, settings)
     save_weights(given.out, network.state_dict(), card, settings)  # judging can be repeated, training is dear
     rng, streams = np.random.default_rng(given.seed + 1), Streams(row_seeds(given.seed + 1, given.rows))
     calibrate(finder, [fresh_frames(rng, streams) for _ in range(max(2, given.frames // given.rows))])
-    card = write_card(given.out, finder, vars(given))
+    card = write_card(given.out, finder, given.frames)
     save_weights(given.out, network.state_dict(), card, finder.settings)
     print(f"Wrote {given.out}.safetensors, .json and .md", flush=True)
 
