@@ -32,6 +32,7 @@ from stem_gym.surrogates.atom_finder_frames import Frames, simulate_frames
 from stem_gym.surrogates.atom_finder_scores import SAME_ANG
 from stem_gym.surrogates.frame_drift import estimate_drift
 from stem_gym.surrogates.lattice_fit import Lattice, fit_lattice
+from stem_gym.surrogates.spots import distances
 
 SEED = 31_337
 SPEED_ROWS = (1, 64)
@@ -100,7 +101,7 @@ def on_its_site(batch: Frames, found: Found, lattice: Lattice) -> float | None:
     """Share of the found silicon atoms whose site is the one nearest to the true place of the atom."""
     scale = batch.pixel_ang[:, None, None]
     silicon = batch.present & (batch.kind == int(Kind.SILICON))
-    away = torch.cdist(batch.xy, found.xy) * scale
+    away = distances(batch.xy, found.xy) * scale
     away = torch.where(found.are(Kind.SILICON)[:, None], away, torch.inf)
     nearest, partner = away.min(2)
     true_site, place = lattice.sites(batch.xy * scale)

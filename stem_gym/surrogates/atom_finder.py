@@ -23,7 +23,7 @@ from stem_gym.core.errors import ConfigError, ValidRangeError
 from stem_gym.core.units import fwhm_from_sigma
 from stem_gym.surrogates.atom_finder_network import MULTIPLE, AtomFinderNetwork
 from stem_gym.surrogates.regrid import CANVAS_PIXEL_ANG, Canvas, on_canvas
-from stem_gym.surrogates.spots import MATCHED, brightest, local_maxima, parabola_peak, smooth
+from stem_gym.surrogates.spots import MATCHED, brightest, parabola_peak, round_maxima, smooth
 from stem_gym.surrogates.surrogate import Estimate, ModelCard, judge_range, load_weights
 
 __all__ = [
@@ -41,7 +41,6 @@ MOST = 480  # entries of a row: a sheet of 31 Å has 370 atoms
 COARSEST_PIXEL_ANG = 0.5  # half the width of the usual probe
 _SHEET_FRACTION = 3e-4  # what a graphene sheet collects at 60 keV, 80 to 200 mrad
 _LEAST_LEVEL = 0.25 * _SHEET_FRACTION
-_APART = 2  # canvas pixels in which there is one atom: 0.75 Å, half a bond
 _BLOCK = 32  # rows that pass through the network together
 _OUTSIDE_FACTOR = 3.0
 
@@ -162,14 +161,14 @@ class ClassicalFinder:
         return 0.5 * self.probe_fwhm_ang
 
     def find(self, fraction: Tensor, pixel_ang: Tensor, electrons_per_pixel: Tensor | None) -> Found:
-        canvas = on_canvas(fraction, pixel_ang)
+        canvas = _with_rim(on_canvas(fraction, pixel_ang))
         sigma = self.probe_fwhm_ang / fwhm_from_sigma(1.0) / CANVAS_PIXEL_ANG  # canvas pixels
         sharp, wide = (_smooth_inside(canvas, width) for width in (MATCHED * sigma, _WIDE_ANG / CANVAS_PIXEL_ANG))
         inside = canvas.mask > 0.0
         level = torch.nanmedian(torch.where(inside, wide, torch.nan).flatten(1), dim=1).values
         level = level.clamp(min=_LEAST_LEVEL)[:, None, None]
         contrast = (sharp - wide) / level
-        peak = local_maxima(torch.where(inside, sharp, 0.0), _APART) & inside & (contrast > _CARBON_CONTRAST)
+        peak = round_maxima(torch.where(inside, sharp, 0.0)) & inside & (contrast > _CARBON_CONTRAST)
         above, place = _highest(torch.where(peak, contrast - _CARBON_CONTRAST, 0.0))
         bounds = torch.tensor((_SILICON_CONTRAST, _HEAVY_CONTRAST), device=fraction.device) - _CARBON_CONTRAST
         kind = int(Kind.CARBON) + torch.bucketize(above, bounds)
@@ -182,6 +181,12 @@ class ClassicalFinder:
 
 _WIDE_ANG = 2.0
 _CARBON_CONTRAST, _SILICON_CONTRAST, _HEAVY_CONTRAST = -0.2, 1.1, 7.0
+
+
+def _with_rim(canvas: Canvas) -> Canvas:
+    """The canvas with a pixel more on the right and below, so that no frame ends where the canvas does."""
+    image, mask = (torch.nn.functional.pad(part, (0, 1, 0, 1)) for part in (canvas.image, canvas.mask))
+    return Canvas(image, mask, canvas.scale)
 
 
 def _smooth_inside(canvas: Canvas, sigma_pixels: float) -> Tensor:
@@ -258,7 +263,7 @@ class NetworkFinder:
         chance = torch.sigmoid(answer.score) * canvas.mask[:, None]
         best, kind = chance.max(1)
         least = torch.tensor(self.settings["thresholds"], dtype=best.dtype, device=best.device)[kind]
-        score, place = _highest(torch.where(local_maxima(best, _APART) & (best > least), best, 0.0))
+        score, place = _highest(torch.where(round_maxima(best) & (best > least), best, 0.0))
         xy = canvas.to_frame(place + _at(answer.offset, place))
         spread = _at(answer.log_spread[:, None], place)[..., 0].exp() * canvas.scale.mean(1, keepdim=True)
         std = spread * self.settings["std_per_spread"] * torch.where(tested, 1.0, _OUTSIDE_FACTOR)[:, None]

@@ -26,7 +26,7 @@ VALID_RANGE = {
 _LIMITS = (
     "Frames of single sheets of graphene as this package's simulator makes them, 60 to 100 keV, 80 to 200 mrad; no "
     "other lattice, no clusters, no adatoms. Not tested on measured frames.",
-    "A frame within 40 Å of focus. Beyond 20 Å carbon is no longer told reliably.",
+    "Frames within 40 Å of focus; drift that stays nearly steady within a frame.",
     "Elements are told by brightness: silicon means Na to Ca. Al, Si and P differ by a sixth in weight.",
     "Nearer than 0.5 Å to the border nothing was counted.",
     "Outside the valid range rows are flagged, an UncertaintyWarning is given and the uncertainty of places widened.",
@@ -43,6 +43,10 @@ def held_out_conditions(rows: int = _ROWS) -> dict[str, Conditions]:
     usual = conditions[USUAL]
     dopants = tuple(Dopant(element=element, count_min=0, count_max=1, window_ang=25.0) for element in _OTHERS)
     mixed = usual.recipe.model_copy(update={"dopants": usual.recipe.dopants + dopants})
+    crowd = (Dopant(element="Si", count_min=2, count_max=6, window_ang=9.0),)
+    crowded = usual.recipe.model_copy(update={"dopants": crowd, "separation_ang": 0.0})
+    shaken = usual.detector.model_copy(update={"line_jitter_ang": 0.1})
+    drifting = usual.drift.model_copy(update={"speed_ang_per_s": 0.5, "diffusion_ang2_per_s": 0.004})
     edged = usual.recipe.model_copy(update={"edge_probability": 1.0})
     return {
         **conditions,
@@ -55,7 +59,9 @@ def held_out_conditions(rows: int = _ROWS) -> dict[str, Conditions]:
         "30 Å, 64 px": plain_conditions(rows, fov_ang=30.0),
         "25 Å, 128 px": plain_conditions(rows, pixels=128),
         "N, P, Al, Ge beside Si": replace(usual, recipe=mixed),
+        "Si side by side": replace(usual, recipe=crowded),
         "edges": replace(usual, recipe=edged),
+        "drift 0.5 Å/s, jitter 0.1 Å": replace(usual, drift=drifting, detector=shaken),
     }
 
 

@@ -24,6 +24,7 @@ from stem_gym.simulator.exposure import displacement_of_rows, pixel_centres
 from stem_gym.simulator.optics import Optics, transfer_function
 from stem_gym.simulator.specimens import Contamination, Dopant, GrapheneRecipe, Specimen
 from stem_gym.surrogates.atom_finder import Kind
+from stem_gym.surrogates.spots import distances
 
 __all__ = ["Conditions", "Frames", "draw_conditions", "kind_of", "plain_conditions", "simulate_frames"]
 
@@ -205,7 +206,7 @@ def _entries(specimen: Specimen, conditions: Conditions) -> tuple[Tensor, Tensor
         detector.inner_mrad,
         detector.outer_mrad,
     )
-    near = (torch.cdist(xy, xy) < _NEIGHBOUR_ANG) & specimen.present[:, None]
+    near = (distances(xy, xy) < _NEIGHBOUR_ANG) & specimen.present[:, None]
     empty = ~specimen.present & (specimen.atomic_number > 0) & (near.sum(2) == 3)
     kind = torch.where(empty, int(Kind.VACANCY), kind_of(specimen.atomic_number))
     return xy, kind, section / carbon, specimen.present | empty

@@ -12,6 +12,7 @@ from torch import Tensor
 from stem_gym.core.streams import Streams, row_seeds
 from stem_gym.surrogates.atom_finder import Finder, Found, Kind, find_atoms
 from stem_gym.surrogates.atom_finder_frames import Conditions, Frames, simulate_frames
+from stem_gym.surrogates.spots import distances
 
 __all__ = ["Counts", "judge", "score_finders"]
 
@@ -73,7 +74,7 @@ def judge(frames: Frames, found: Found, kind: Kind) -> Counts:
     """
     true, told = frames.present & (frames.kind == int(kind)), found.are(kind)
     pixel = frames.pixel_ang[:, None, None]
-    away = torch.cdist(frames.xy, found.xy) * pixel  # (B, K, N) Å
+    away = distances(frames.xy, found.xy) * pixel  # (B, K, N) Å
     away = torch.where(true[:, :, None] & told[:, None], away, torch.inf)
     nearest_ang, partner = away.min(2)
     mutual = away.min(1).indices.gather(1, partner) == torch.arange(away.shape[1], device=away.device)

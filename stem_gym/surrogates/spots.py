@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["brightest", "centroids", "local_maxima", "parabola_peak", "smooth"]
+__all__ = ["brightest", "centroids", "distances", "local_maxima", "parabola_peak", "round_maxima", "smooth"]
 
 MATCHED = 0.8  # width of the filter over that of the probe: a little narrower, so that neighbours stay apart
 
@@ -25,10 +25,30 @@ def _window(size: int, sigma_pixels: Tensor) -> Tensor:
     return weight / weight.sum(2, keepdim=True)
 
 
+def distances(first: Tensor, second: Tensor) -> Tensor:
+    """Distances between places (B, N, 2) and (B, M, 2): (B, N, M).
+
+    Not by the matrix product that torch takes for long lists: it is off by hundredths of a pixel.
+    """
+    return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
+
+
 def local_maxima(image: Tensor, reach: int) -> Tensor:
     """Which pixels (B, H, W) are the highest of the square of 2 reach + 1 pixels around them."""
     highest = torch.nn.functional.max_pool2d(image[:, None], 2 * reach + 1, stride=1, padding=reach)[:, 0]
     return image == highest
+
+
+def round_maxima(image: Tensor) -> Tensor:
+    """Which pixels (B, H, W) are the highest within two pixels along x and y, the corners of that square left out.
+
+    Two atoms 3.8 pixels apart along a diagonal may have pixels only (2, 2) apart.
+    """
+    wide, tall = (
+        torch.nn.functional.max_pool2d(image[:, None], size, stride=1, padding=(size[0] // 2, size[1] // 2))[:, 0]
+        for size in ((3, 5), (5, 3))
+    )
+    return image == torch.maximum(wide, tall)
 
 
 def brightest(image: Tensor, sigma_pixels: float, count: int) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from stem_gym.core.streams import Streams, row_seeds
-from stem_gym.surrogates.atom_finder import Kind, NetworkFinder, network_input
+from stem_gym.surrogates.atom_finder import Kind, NetworkFinder, find_atoms, network_input
 from stem_gym.surrogates.atom_finder_card import VALID_RANGE, write_card
 from stem_gym.surrogates.atom_finder_frames import Frames, draw_conditions, simulate_frames
 from stem_gym.surrogates.atom_finder_network import KINDS, MULTIPLE, AtomFinderNetwork, Maps
 from stem_gym.surrogates.atom_finder_scores import Counts, judge
 from stem_gym.surrogates.regrid import Canvas, on_canvas
-from stem_gym.surrogates.surrogate import ModelCard, save_weights
+from stem_gym.surrogates.surrogate import ModelCard, UncertaintyWarning, save_weights
 
 __all__ = ["Targets", "calibrate", "loss", "targets_of", "train"]
 
@@ -32,6 +33,7 @@ _HEAT_SIGMA = 1.0  # canvas pixels
 _HEAT_REACH = 3
 _KIND_WEIGHTS = (2.0, 0.5, 4.0, 4.0)  # in the order of Kind: the rare ones matter most
 _SPREAD_WEIGHT, _WEIGHT_WEIGHT = 0.3, 0.3
+_HEAVIER, _HEAVIER_WEIGHT = 0.7, 30.0  # log weights of what is no neighbour of carbon, one atom in fifty
 _FIRST_THRESHOLDS = (0.3, 0.3, 0.3, 0.3)
 _THRESHOLDS = tuple(round(0.1 + 0.05 * i, 2) for i in range(15))
 
@@ -94,7 +96,8 @@ def loss(answer: Maps, targets: Targets, mask: Tensor) -> Tensor:
     spread = answer.log_spread[targets.near]
     total = total + _SPREAD_WEIGHT * (error * torch.exp(-spread) + spread).mean()
     wrong = (answer.log_weight - targets.log_weight).abs()[targets.atom]
-    return total + _WEIGHT_WEIGHT * wrong.mean()
+    matters = torch.where(targets.log_weight[targets.atom] > _HEAVIER, _HEAVIER_WEIGHT, 1.0)
+    return total + _WEIGHT_WEIGHT * (wrong * matters).sum() / matters.sum().clamp(min=1.0)
 
 
 def fresh_frames(rng: np.random.Generator, streams: Streams) -> Frames:
@@ -133,8 +136,17 @@ def train(
     network.load_state_dict(average.module.state_dict())
 
 
+def tested_rows(finder: NetworkFinder, frames: Frames) -> Frames:
+    """The frames that lie in the finder's valid range, which is narrower than what it is trained on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UncertaintyWarning)
+        inside = find_atoms(frames.fraction, frames.pixel_ang, frames.electrons_per_pixel, finder).inside
+    return frames.rows(inside.nonzero().flatten())
+
+
 def calibrate(finder: NetworkFinder, batches: list[Frames]) -> None:
     """Set the thresholds, each kind's where missed and false are fewest in all, and the factor of the uncertainty."""
+    batches = [b for b in (tested_rows(finder, batch) for batch in batches) if len(b.pixel_ang)]
     counts = {kind: [Counts()] * len(_THRESHOLDS) for kind in Kind}
     for number, threshold in enumerate(_THRESHOLDS):
         finder.settings["thresholds"] = [threshold] * KINDS

@@ -29,6 +29,7 @@ from stem_gym.surrogates.atom_finder import (
 )
 from stem_gym.surrogates.atom_finder_frames import Frames, kind_of, plain_conditions, simulate_frames
 from stem_gym.surrogates.atom_finder_scores import Counts, judge
+from stem_gym.surrogates.spots import distances
 from stem_gym.surrogates.surrogate import UncertaintyWarning
 
 FRAMES, BATCH = 48, 16
@@ -58,7 +59,7 @@ def look(finder: Finder, frames: Frames) -> Found:
 
 def matched_ang(found: Found, other: Found, pixel_ang: float) -> torch.Tensor:
     """Distance from every silicon of one answer to the nearest of another."""
-    away = torch.cdist(found.xy, other.xy) * pixel_ang
+    away = distances(found.xy, other.xy) * pixel_ang
     away = torch.where(other.are(Kind.SILICON)[:, None], away, math.inf).amin(2)
     return away[found.are(Kind.SILICON)]
 
@@ -108,7 +109,7 @@ def test_frames_of_the_simulated_microscope_are_read_as_well(finder):
     truth = microscope.truth()
     silicon = nearest_image(truth["atom_xy_ang"], truth["cell_ang"][:, None])[truth["atomic_number"] == 14]
     told = (found.fractions((64, 64)) - 0.5) * 25.0
-    away = torch.cdist(silicon.reshape(4, 3, 2), told)
+    away = distances(silicon.reshape(4, 3, 2), told)
     away = torch.where(found.are(Kind.SILICON)[:, None], away, math.inf).amin(2)
     assert float(away.max()) < 0.2
 
@@ -138,7 +139,7 @@ def test_a_batch_is_its_rows_whatever_their_pixels(finder):
         count = int(alone.present.sum())
         assert count == int(together.present[row].sum()) > 50
         # Equal but for the order of entries whose scores differ by rounding.
-        away = torch.cdist(alone.xy[0, :count], together.xy[row, :count]).amin(1)
+        away = distances(alone.xy[0, :count], together.xy[row, :count]).amin(1)
         assert float(away.max()) < 1e-3
         torch.testing.assert_close(alone.score[0, :20], together.score[row, :20], atol=1e-4, rtol=1e-4)
 
