@@ -172,7 +172,7 @@ class ClassicalFinder:
         above, place = _highest(torch.where(peak, contrast - _CARBON_CONTRAST, 0.0))
         bounds = torch.tensor((_SILICON_CONTRAST, _HEAVY_CONTRAST), device=fraction.device) - _CARBON_CONTRAST
         kind = int(Kind.CARBON) + torch.bucketize(above, bounds)
-        xy = canvas.to_frame(parabola_peak(sharp, place))
+        xy = canvas.to_frame(parabola_peak(sharp, place) - 1.0)
         score = above / (above + 1.0)
         tested = torch.ones(len(fraction), dtype=torch.bool, device=fraction.device)
         unknown = torch.full_like(score, torch.nan)
@@ -184,8 +184,8 @@ _CARBON_CONTRAST, _SILICON_CONTRAST, _HEAVY_CONTRAST = -0.2, 1.1, 7.0
 
 
 def _with_rim(canvas: Canvas) -> Canvas:
-    """The canvas with a pixel more on the right and below, so that no frame ends where the canvas does."""
-    image, mask = (torch.nn.functional.pad(part, (0, 1, 0, 1)) for part in (canvas.image, canvas.mask))
+    """The canvas with a pixel more on every side, so that no frame ends where the canvas does."""
+    image, mask = (torch.nn.functional.pad(part, (1, 1, 1, 1)) for part in (canvas.image, canvas.mask))
     return Canvas(image, mask, canvas.scale)
 
 
