@@ -10,7 +10,7 @@ import argparse
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +148,13 @@ def calibrate(finder: NetworkFinder, batches: list[Frames]) -> None:
     """Set the thresholds, each kind's where missed and false are fewest in all, and the factor of the uncertainty."""
     batches = [b for b in (tested_rows(finder, batch) for batch in batches) if len(b.pixel_ang)]
     counts = {kind: [Counts()] * len(_THRESHOLDS) for kind in Kind}
-    for number, threshold in enumerate(_THRESHOLDS):
-        finder.settings["thresholds"] = [threshold] * KINDS
-        for batch in batches:
-            found = finder.find(batch.fraction, batch.pixel_ang, batch.electrons_per_pixel)
+    finder.settings["thresholds"] = [_THRESHOLDS[0]] * KINDS
+    for batch in batches:
+        found = find_atoms(batch.fraction, batch.pixel_ang, batch.electrons_per_pixel, finder)
+        for number, threshold in enumerate(_THRESHOLDS):
+            surer = replace(found, present=found.present & (found.score > threshold))
             for kind in Kind:
-                counts[kind][number] = counts[kind][number] + judge(batch, found, kind)
+                counts[kind][number] = counts[kind][number] + judge(batch, surer, kind)
     best = []
     for kind in Kind:
         wrong = [c.there - c.found + c.false for c in counts[kind]]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from stem_gym.core.units import ELECTRONS_PER_PC
 from stem_gym.surrogates import atom_finder_card, train_atom_finder
 from stem_gym.surrogates.atom_finder import Kind, NetworkFinder
-from stem_gym.surrogates.atom_finder_frames import Frames, plain_conditions
+from stem_gym.surrogates.atom_finder_frames import Frames, draw_conditions, plain_conditions
 from stem_gym.surrogates.atom_finder_network import KINDS, Maps
 from stem_gym.surrogates.regrid import CANVAS_PIXEL_ANG, on_canvas
 from stem_gym.surrogates.surrogate import load_weights
@@ -47,6 +49,17 @@ def test_targets_are_the_atoms_on_the_canvas():
     assert float(targets.log_weight[targets.near].max()) == pytest.approx(1.5686, abs=1e-3)  # ln 4.8
 
 
+def test_training_conditions_reach_as_far_as_the_valid_range():
+    """Fields, pixels and doses that the card calls valid are drawn; a tenth, since the corners are drawn seldom."""
+    drawn = [draw_conditions(np.random.default_rng(seed), 8) for seed in range(200)]
+    fields = [c.fov_ang for c in drawn]
+    dose = torch.cat([c.current_pa * c.frame_s * ELECTRONS_PER_PC / c.fov_ang**2 for c in drawn])
+    pixel = [c.fov_ang / c.pixels for c in drawn]
+    for name, values in {"field_ang": fields, "electrons_per_ang2": dose, "pixel_ang": pixel}.items():
+        low, high = atom_finder_card.VALID_RANGE[name]
+        assert float(min(values)) < 1.1 * low and float(max(values)) > high / 1.1, name
+
+
 def test_the_right_answer_costs_least():
     frames = frames_with([(20.3, 45.9), (40.0, 10.0)], (Kind.SILICON, Kind.CARBON))
     canvas = on_canvas(frames.fraction, frames.pixel_ang, 4)
@@ -61,6 +74,7 @@ def test_the_right_answer_costs_least():
 def test_the_command_writes_a_loadable_finder(tmp_path: Path, monkeypatch, capsys) -> None:
     usual = {atom_finder_card.USUAL: plain_conditions(2)}
     monkeypatch.setattr(atom_finder_card, "held_out_conditions", lambda rows: usual)
+    monkeypatch.setattr(train_atom_finder, "draw_conditions", lambda rng, rows: plain_conditions(rows))  # one cell
     out = tmp_path / "toy"
     train_atom_finder.main(f"--out {out} --steps 3 --rows 2 --frames 2 --width 4".split())
     finder = NetworkFinder.load(out)
