@@ -148,9 +148,9 @@ class BrightestSpots:
 class ClassicalFinder:
     """Matched filter, local maxima, thresholds on the contrast over the surroundings, parabolas through the maxima.
 
-    Contrasts are in units of what the sheet itself collects (the median of the frame under a wide filter), so that
-    neither the energy nor the gain matters. Thresholds lie between the contrasts of C, Si and Ge in focused frames at
-    60 keV; `probe_fwhm_ang` is the probe that the filter is made for.
+    Contrasts are in units of what the sheet itself collects (the median of what is no vacuum, under a wide filter), so
+    that neither the energy nor the gain matters. Thresholds lie between the contrasts of C, Si and Ge in focused frames
+    at 60 keV; `probe_fwhm_ang` is the probe that the filter is made for.
     """
 
     def __init__(self, probe_fwhm_ang: float = 2.0 * COARSEST_PIXEL_ANG) -> None:
@@ -165,8 +165,7 @@ class ClassicalFinder:
         sigma = self.probe_fwhm_ang / fwhm_from_sigma(1.0) / CANVAS_PIXEL_ANG  # canvas pixels
         sharp, wide = (_smooth_inside(canvas, width) for width in (MATCHED * sigma, _WIDE_ANG / CANVAS_PIXEL_ANG))
         inside = canvas.mask > 0.0
-        level = torch.nanmedian(torch.where(inside, wide, torch.nan).flatten(1), dim=1).values
-        level = level.clamp(min=_LEAST_LEVEL)[:, None, None]
+        level = _sheet_level(torch.where(inside, wide, torch.nan))[:, None, None]
         contrast = (sharp - wide) / level
         peak = round_maxima(torch.where(inside, sharp, 0.0)) & inside & (contrast > _CARBON_CONTRAST)
         above, place = _highest(torch.where(peak, contrast - _CARBON_CONTRAST, 0.0))
@@ -179,8 +178,20 @@ class ClassicalFinder:
         return Found(xy, kind, score, unknown, unknown, above > 0.0, tested)
 
 
-_WIDE_ANG = 2.0
+_WIDE_ANG = 2.0  # rms width of the wide filter
+_BRIGHT_SHARE = 0.85  # of the frame is darker than what is called bright, so that blobs and dopants do not count
 _CARBON_CONTRAST, _SILICON_CONTRAST, _HEAVY_CONTRAST = -0.2, 1.1, 7.0
+
+
+def _sheet_level(wide: Tensor) -> Tensor:
+    """(B,) what the sheet collects: the median of what is no vacuum, in frames (B, h, w) under a wide filter.
+
+    Vacuum is what is less than half as bright as the brighter parts; pixels outside of the frame are NaN.
+    """
+    flat = wide.flatten(1)
+    bright = torch.nanquantile(flat, _BRIGHT_SHARE, dim=1, keepdim=True)
+    sheet = torch.where(flat > 0.5 * bright, flat, torch.nan)
+    return torch.nanmedian(sheet, dim=1).values.nan_to_num(0.0).clamp(min=_LEAST_LEVEL)
 
 
 def _with_rim(canvas: Canvas) -> Canvas:

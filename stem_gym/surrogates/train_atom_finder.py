@@ -158,7 +158,8 @@ def calibrate(finder: NetworkFinder, batches: list[Frames]) -> None:
     best = []
     for kind in Kind:
         wrong = [c.there - c.found + c.false for c in counts[kind]]
-        best.append(_THRESHOLDS[int(np.argmin(wrong))])
+        fewest = [number for number, count in enumerate(wrong) if count == min(wrong)]
+        best.append(_THRESHOLDS[fewest[len(fewest) // 2]])
     finder.settings["thresholds"] = best
     ratio = counts[Kind.CARBON][_THRESHOLDS.index(0.3)].std_ratio
     finder.settings["std_per_spread"] *= ratio if ratio > 0.0 else 1.0  # NaN where nothing was found
