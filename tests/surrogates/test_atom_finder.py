@@ -187,6 +187,10 @@ def test_the_network_needs_the_dose_and_flags_what_it_was_not_tested_on(batches)
     with pytest.warns(UncertaintyWarning, match="electrons_per_ang2"):
         outside = find_atoms(frames.fraction, frames.pixel_ang, dose, network)
     assert outside.inside.tolist() == [True, False]
+    narrow = dataclasses.replace(network.card, valid_range=network.card.valid_range | {"field_ang": (10.0, 11.0)})
+    with pytest.warns(UncertaintyWarning, match="field_ang from 25 to 25"):
+        wider = look(NetworkFinder(network.network, narrow, network.settings), frames)
+    torch.testing.assert_close(wider.std, 3.0 * look(network, frames).std)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         estimate = network.estimate(frames.fraction, frames.pixel_ang, frames.electrons_per_pixel)
