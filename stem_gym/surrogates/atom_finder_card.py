@@ -27,7 +27,7 @@ _LIMITS = (
     "Frames of single sheets of graphene as this package's simulator makes them, 60 to 100 keV, 80 to 200 mrad; no "
     "other lattice, no clusters, no adatoms. Not tested on measured frames.",
     "Frames within 40 Å of focus; drift that stays nearly steady within a frame.",
-    "Elements are told by brightness: silicon means Na to Ca. Al, Si and P differ by a sixth in weight.",
+    "Elements are told by brightness: silicon means Na to Ca. Al, Si and P differ by about an eighth in weight.",
     "Nearer than 0.5 Å to the border nothing was counted.",
     "Outside the valid range rows are flagged, an UncertaintyWarning is given and the uncertainty of places widened.",
 )
