@@ -16,6 +16,11 @@ from torch import Tensor
 from agents.policy import Array, Face
 from stem_gym.core.errors import PolicyError
 from stem_gym.core.units import fwhm_from_sigma
+from stem_gym.surrogates import spots
+from stem_gym.surrogates.atom_finder import COARSEST_PIXEL_ANG, BrightestSpots, find_atoms
+from stem_gym.surrogates.spots import smooth
+
+__all__ = ["Field", "brightest_spots", "centroids", "field_of", "fractions_of", "same_sites", "smooth"]
 
 _NEEDED = (
     "targets",
@@ -92,57 +97,25 @@ def fractions_of(observation: Mapping[str, Any], field: Field) -> Tensor:
     return image.float() * (field.image_full_scale / 255.0)
 
 
-def smooth(image: Tensor, sigma_pixels: Tensor) -> Tensor:
-    """`image` (B, H, W) under a Gaussian of each row's own width (B,), kept at the borders."""
-    height, width = image.shape[1:]
-    return _window(height, sigma_pixels) @ image @ _window(width, sigma_pixels).transpose(1, 2)
-
-
-def _window(size: int, sigma_pixels: Tensor) -> Tensor:
-    at = torch.arange(size, dtype=torch.float32)
-    weight = torch.exp(-0.5 * ((at[:, None] - at) / sigma_pixels[:, None, None]).square())  # (B, size, size)
-    return weight / weight.sum(2, keepdim=True)
-
-
 def brightest_spots(image: Tensor, sigma_pixels: float, count: int) -> tuple[Array, Array]:
     """The `count` highest maxima of the matched-filtered frames: places (B, count, 2) in pixels (x, y), and heights.
 
     Height is the smoothed fraction; where a frame has fewer maxima it is 0.
     """
-    rows, width = len(image), image.shape[2]
-    filtered = smooth(image, torch.full((rows,), 0.8 * sigma_pixels))
-    reach = 2 * max(1, round(1.5 * sigma_pixels)) + 1
-    highest = torch.nn.functional.max_pool2d(filtered[:, None], reach, stride=1, padding=reach // 2)[:, 0]
-    peaks = torch.where(filtered == highest, filtered, 0.0).flatten(1)
-    value, index = peaks.topk(count, dim=1)
-    places = torch.stack((index % width, index // width), dim=-1)
-    return places.numpy().astype(np.float64), value.numpy().astype(np.float64)
+    # Only the probe's width in pixels matters here, so the pixel is told as if the probe were the usual one.
+    pixel_ang = torch.full((len(image),), 2.0 * COARSEST_PIXEL_ANG / fwhm_from_sigma(sigma_pixels))
+    found = find_atoms(image, pixel_ang, None, BrightestSpots(count, sigma_pixels))
+    return found.xy.numpy().astype(np.float64), found.score.numpy().astype(np.float64)
 
 
 def centroids(image: Tensor, start: Array, sigma_pixels: Array, steps: int = 6) -> tuple[Array, Array]:
     """Sub-pixel centres of spots: (B, N, 2) pixels, and their mean height over the background (B, N).
 
-    A Gaussian-weighted centroid, moved until it stands still, each step doubled since window and spot have the same
-    width (half of the way is left otherwise). `start` (B, N, 2) pixels, `sigma_pixels` (B,).
+    `start` (B, N, 2) pixels, `sigma_pixels` (B,) the probe's rms width.
     """
-    height, width = image.shape[1:]
-    background = torch.quantile(image.flatten(1), 0.3, dim=1)[:, None, None]
-    signal = (image - background).clamp(min=0.0)
-    centre = torch.as_tensor(start, dtype=torch.float32)
-    sigma = torch.as_tensor(sigma_pixels, dtype=torch.float32)[:, None, None]
-    x, y = torch.arange(width, dtype=torch.float32), torch.arange(height, dtype=torch.float32)
-    mass = torch.zeros(centre.shape[:2])
-    for _ in range(steps):
-        along_x = torch.exp(-0.5 * ((x - centre[:, :, :1]) / sigma).square())  # (B, N, W)
-        along_y = torch.exp(-0.5 * ((y - centre[:, :, 1:]) / sigma).square())
-        columns = along_y @ signal  # (B, N, W)
-        mass = (columns * along_x).sum(2)
-        mean_x = (columns * along_x * x).sum(2) / mass.clamp(min=1e-12)
-        mean_y = ((along_y * y) @ signal * along_x).sum(2) / mass.clamp(min=1e-12)
-        shift = torch.stack((mean_x, mean_y), dim=-1) - centre
-        centre = centre + (2.0 * shift).clamp(-2.0 * sigma, 2.0 * sigma) * (mass > 1e-12).unsqueeze(-1)
-    height_over = mass / (along_x.sum(2) * along_y.sum(2)).clamp(min=1e-12)
-    return centre.numpy().astype(np.float64), height_over.numpy().astype(np.float64)
+    width = torch.as_tensor(sigma_pixels, dtype=torch.float32)
+    centre, height = spots.centroids(image, torch.as_tensor(start, dtype=torch.float32), width, steps)
+    return centre.numpy().astype(np.float64), height.numpy().astype(np.float64)
 
 
 def same_sites(old_ang: Array, new_ang: Array, tolerance_ang: float) -> Array:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from stem_gym.core.errors import RecordError, StemGymError, ValidRangeError
+from stem_gym.surrogates.atom_finder import NetworkFinder
 from stem_gym.surrogates.imaging import ImagingSurrogate
 from stem_gym.surrogates.surrogate import (
     Estimate,
@@ -25,7 +26,16 @@ from stem_gym.surrogates.surrogate import (
 
 WEIGHTS = Path(str(files("stem_gym.surrogates") / "weights"))
 SHIPPED = sorted(path.with_suffix("") for path in WEIGHTS.glob("*.safetensors"))
-LOADERS = {"imaging_haadf": ImagingSurrogate.load}
+LOADERS = {"imaging_haadf": ImagingSurrogate.load, "atom_finder": NetworkFinder.load}
+# For each card a line of its Markdown, and where the JSON has the figure that the line shows.
+FIGURES = {
+    "imaging_haadf": (r"\| all seen kinds \| all \| [\d.]+ \| ([\d.]+) \|", ("source_0.7_ang", "r2"), 1e-5),
+    "atom_finder": (
+        r"\| 40 pA, 2 s, 25 Å, 64 px \| network \| \d+ \| [\d.]+ % \| [\d.]+ % \| ([\d.]+) \|",
+        ("usual", "network", "rms_ang"),
+        1e-3,
+    ),
+}
 CARD = ModelCard("toy", "nothing", "none", {}, {}, {"energy_kev": (60.0, 100.0)})
 
 
@@ -46,9 +56,13 @@ def test_every_shipped_surrogate_is_data_with_a_card(path: Path) -> None:
 def test_markdown_says_what_the_json_says(path: Path) -> None:
     card = json.loads(path.with_suffix(".json").read_text())["card"]
     text = path.with_suffix(".md").read_text()
-    with_source = re.search(r"\| all seen kinds \| all \| [\d.]+ \| ([\d.]+) \|", text)
-    assert with_source is not None
-    assert float(with_source[1]) == pytest.approx(card["held_out"]["source_0.7_ang"]["r2"], abs=1e-5)
+    pattern, keys, rounding = FIGURES[path.name]
+    shown = re.search(pattern, text)
+    assert shown is not None
+    figure = card["held_out"]
+    for key in keys:
+        figure = figure[key]
+    assert float(shown[1]) == pytest.approx(figure, abs=rounding)
 
 
 def test_weights_round_trip(tmp_path: Path) -> None:
