@@ -10,9 +10,9 @@ from stem_gym.core.errors import missing_extra
 __all__ = ["compiled"]
 
 try:
-    from numba import njit
+    import numba
 except ImportError:
-    njit = None
+    numba = None
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -20,8 +20,8 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Sums may be reordered (fastmath), so results differ between processors in the last digits.
     """
-    if njit is not None:
-        return njit(cache=True, fastmath=True)(function)
+    if numba is not None:
+        return numba.njit(cache=True, fastmath=True)(function)
 
     def refuse(*_: Any) -> Any:
         raise missing_extra("Molecular dynamics", "physics")

@@ -43,7 +43,8 @@ TRIPLES = np.array(
 
 ANGLE = np.array([-0.165799, 32.557, 0.286198, 0.66])  # u₁ … u₄, Ismail and Kaxiras (1993), for all elements
 TABLES = (PAIRS, TRIPLES, ANGLE)
-LARGEST_CUTOFF_ANG = float(PAIRS[..., 2].max())
+CUTOFFS_ANG = np.ascontiguousarray(PAIRS[..., 2])  # (2, 2)
+LARGEST_CUTOFF_ANG = float(CUTOFFS_ANG.max())
 
 
 def kinds_of(atomic_number: np.ndarray) -> np.ndarray:
@@ -53,6 +54,11 @@ def kinds_of(atomic_number: np.ndarray) -> np.ndarray:
     if foreign:
         raise ConfigError(f"EDIP for SiC knows carbon (6) and silicon (14); given the atomic numbers {foreign}.")
     return (numbers == ATOMIC_NUMBERS[1]).astype(np.int64)
+
+
+def new_list(atoms: int) -> tuple[np.ndarray, np.ndarray]:
+    """An empty list of neighbours."""
+    return np.zeros((atoms, MOST_NEIGHBOURS), dtype=np.int64), np.zeros(atoms, dtype=np.int64)
 
 
 def new_scratch() -> Any:
@@ -75,12 +81,9 @@ def energy_and_forces(
     positions, cell = np.ascontiguousarray(positions_ang, dtype=np.float64), np.asarray(cell_ang, dtype=np.float64)
     check_system(positions, cell)
     kinds = kinds_of(atomic_number)
-    neighbours = np.zeros((len(kinds), MOST_NEIGHBOURS), dtype=np.int64)
-    counts, forces = np.zeros(len(kinds), dtype=np.int64), np.zeros_like(positions)
-    listed = np.zeros_like(positions)
-    if not edip_kernels.list_neighbours(positions, cell, LARGEST_CUTOFF_ANG, neighbours, counts, listed):
-        raise ConfigError(f"An atom has more than {MOST_NEIGHBOURS} neighbours within {LARGEST_CUTOFF_ANG} Å.")
-    near = (neighbours, counts)
+    near, forces = new_list(len(kinds)), np.zeros_like(positions)
+    if not edip_kernels.list_neighbours(positions, kinds, cell, CUTOFFS_ANG, near, np.zeros_like(positions)):
+        raise ConfigError(f"An atom has more than {MOST_NEIGHBOURS} neighbours within its cutoff.")
     energy = edip_kernels.energy_forces(positions, kinds, cell, near, TABLES, new_scratch(), forces)
     return float(energy), forces
 

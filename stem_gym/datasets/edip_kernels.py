@@ -23,12 +23,14 @@ _LAMBDA, _ETA, _MU, _Q0 = range(4)
 
 @compiled
 def list_neighbours(
-    positions: ndarray, cell: ndarray, reach: float, neighbours: ndarray, counts: ndarray, listed: ndarray
+    positions: ndarray, kinds: ndarray, cell: ndarray, reach: ndarray, near: Any, listed: ndarray
 ) -> bool:
-    """Fill neighbours (N, M) and counts (N,) with all atoms nearer than `reach`, and listed with the positions.
+    """Fill `near`, which is (neighbours (N, M), counts (N,)), and `listed` with the positions of this list.
 
-    False where an atom has more than M neighbours.
+    Two atoms are neighbours when they are nearer than the reach (2, 2) of their kinds. False where an atom has more
+    than M of them.
     """
+    neighbours, counts = near
     atoms, width = neighbours.shape
     counts[:] = 0
     listed[:] = positions
@@ -39,7 +41,7 @@ def list_neighbours(
             dz = positions[j, 2] - positions[i, 2]
             dx -= cell[0] * math.floor(dx / cell[0] + 0.5)
             dy -= cell[1] * math.floor(dy / cell[1] + 0.5)
-            if dx * dx + dy * dy + dz * dz < reach * reach:
+            if dx * dx + dy * dy + dz * dz < reach[kinds[i], kinds[j]] ** 2:
                 if counts[i] == width or counts[j] == width:
                     return False
                 neighbours[i, counts[i]] = j
@@ -109,10 +111,13 @@ def _pair_terms(
     """Sum of the two-body terms and its derivative by the coordination; adds the rest of the gradient to pull."""
     bond, partner, pull = scratch
     energy, by_coordination = 0.0, 0.0
+    order, last = 0.0, -1
     for n in range(found):
-        p, b = pairs[kind, kinds[partner[n]]], bond[n]
+        other = kinds[partner[n]]
+        p, b = pairs[kind, other], bond[n]
+        if other != last:
+            order, last = math.exp(-p[_BETA] * coordination * coordination), other
         repulsion = math.exp(p[_RHO] * math.log(p[_B] / b[_LENGTH]))
-        order = math.exp(-p[_BETA] * coordination * coordination)
         value = p[_A] * (repulsion - order)
         energy += value * b[_DECAY]
         by_coordination += 2.0 * p[_A] * p[_BETA] * coordination * order * b[_DECAY]
@@ -132,14 +137,17 @@ def _angle_terms(
     tau = angle[0] + angle[1] * (angle[2] * soft - hard)
     tau_slope = angle[1] * angle[3] * (2.0 * hard - angle[2] * soft)
     energy, by_coordination = 0.0, 0.0
+    stiffness, last = 0.0, -1
     for n in range(1, found):
         b = bond[n]
         for m in range(n):
             c = bond[m]
+            others = kinds[partner[n]] + kinds[partner[m]]  # the tables are the same for both orders
             t = triples[kind, kinds[partner[n]], kinds[partner[m]]]
+            if others != last:
+                stiffness, last = t[_Q0] * math.exp(-t[_MU] * coordination), others
             cosine = b[_X] * c[_X] + b[_Y] * c[_Y] + b[_Z] * c[_Z]
             bent = cosine + tau
-            stiffness = t[_Q0] * math.exp(-t[_MU] * coordination)
             u = stiffness * bent * bent
             well = math.exp(-u)
             h = t[_LAMBDA] * (1.0 - well + t[_ETA] * u)
