@@ -1,4 +1,4 @@
-"""What became of a sheet after a recoil: one trajectory, its minimum, its label; and thresholds found by bisection."""
+"""What becomes of a sheet after a recoil: one trajectory, the minimum below it, its label."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stem_gym.core.errors import ConfigError
 from stem_gym.datasets.recoil_dynamics import Flight, System, fly, quench
 from stem_gym.datasets.recoil_shards import OUTCOMES
 from stem_gym.datasets.recoil_sheets import Sheet, sheet_of
 
-__all__ = ["Recoil", "Result", "label", "run_recoil", "threshold_ev", "tilted"]
+__all__ = ["Recoil", "Result", "label", "run_recoil", "tilted"]
 
 NOTHING, EXCHANGE, EJECTED, OTHER = range(len(OUTCOMES))
 FLIGHT_FS, STEP_FS = 500.0, 0.2
@@ -86,36 +85,3 @@ def _swapped(sheet: Sheet, moved: np.ndarray) -> bool:
         if int(np.argmin((step**2).sum(axis=1))) != wanted:
             return False
     return True
-
-
-def threshold_ev(
-    site: str,
-    direction: np.ndarray,
-    outcomes: tuple[int, ...],
-    span_ev: tuple[float, float] = (8.0, 30.0),
-    within_ev: float = 0.05,
-) -> float:
-    """Lowest transfer that leads to one of `outcomes`, by a scan in steps of 0.5 eV and bisection; NaN where none does.
-
-    Single energies may answer differently from their neighbours, so two steps of the scan have to agree.
-    """
-    low, high = span_ev
-    if not 0 < low < high:
-        raise ConfigError(f"A span of energies runs from a positive low to a higher one; given {span_ev}.")
-
-    def happens(energy_ev: float) -> bool:
-        return run_recoil(Recoil(site, energy_ev, np.asarray(direction, dtype=float))).outcome in outcomes
-
-    energies = np.arange(low, high + 1e-9, 0.5)
-    before = False
-    for number, energy in enumerate(energies):
-        now = happens(float(energy))
-        if now and before:
-            below = float(energies[number - 2]) if number >= 2 else low
-            above = float(energies[number - 1])
-            while above - below > within_ev:
-                middle = 0.5 * (below + above)
-                below, above = (below, middle) if happens(middle) else (middle, above)
-            return 0.5 * (below + above)
-        before = now
-    return float("nan")
