@@ -13,8 +13,6 @@ for Si, C and SiC: Jiang, Morgan and Szlufarska, Phys. Rev. B 86, 144118 (2012),
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from stem_gym.core.errors import ConfigError
@@ -23,7 +21,7 @@ from stem_gym.datasets import edip_kernels
 __all__ = ["ATOMIC_NUMBERS", "LARGEST_CUTOFF_ANG", "TABLES", "energy_and_forces", "kinds_of", "new_scratch"]
 
 ATOMIC_NUMBERS = (6, 14)  # in the order of the tables
-MOST_NEIGHBOURS = 64
+MOST_NEIGHBOURS = 32
 
 # A (eV), B (Å), a (Å), c (Å), α, β, ρ, σ (Å), γ (Å)
 _CC = (10.222599, 0.959814, 2.212263, 1.741598, 1.962090, 0.025661, 2.827634, 0.536561, 1.084183)
@@ -56,17 +54,19 @@ def kinds_of(atomic_number: np.ndarray) -> np.ndarray:
     return (numbers == ATOMIC_NUMBERS[1]).astype(np.int64)
 
 
-def new_list(atoms: int) -> tuple[np.ndarray, np.ndarray]:
+def new_list(atoms: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """An empty list of neighbours."""
-    return np.zeros((atoms, MOST_NEIGHBOURS), dtype=np.int64), np.zeros(atoms, dtype=np.int64)
+    counts = np.zeros((2, atoms), dtype=np.int64)
+    return np.zeros((atoms, MOST_NEIGHBOURS), dtype=np.int64), counts[0], counts[1]
 
 
-def new_scratch() -> Any:
+def new_scratch(atoms: int) -> tuple[np.ndarray, ...]:
     """Work space of the kernels."""
-    columns = edip_kernels.BOND_COLUMNS
     return (
-        np.zeros((MOST_NEIGHBOURS, columns)),
-        np.zeros(MOST_NEIGHBOURS, dtype=np.int64),
+        np.zeros((atoms, MOST_NEIGHBOURS, edip_kernels.BOND_COLUMNS)),
+        np.zeros((atoms, MOST_NEIGHBOURS), dtype=np.int64),
+        np.zeros(atoms, dtype=np.int64),
+        np.zeros(atoms),
         np.zeros((MOST_NEIGHBOURS, 3)),
     )
 
@@ -84,7 +84,7 @@ def energy_and_forces(
     near, forces = new_list(len(kinds)), np.zeros_like(positions)
     if not edip_kernels.list_neighbours(positions, kinds, cell, CUTOFFS_ANG, near, np.zeros_like(positions)):
         raise ConfigError(f"An atom has more than {MOST_NEIGHBOURS} neighbours within its cutoff.")
-    energy = edip_kernels.energy_forces(positions, kinds, cell, near, TABLES, new_scratch(), forces)
+    energy = edip_kernels.energy_forces(positions, kinds, cell, near, TABLES, new_scratch(len(kinds)), forces)
     return float(energy), forces
 
 

@@ -96,7 +96,7 @@ def _prepare(system: System) -> tuple[ndarray, Any]:
     edip.check_system(system.positions_ang, system.cell_ang)
     atoms = len(system.positions_ang)
     listed = np.full((atoms, 3), np.inf)
-    work = (edip.new_list(atoms), listed, edip.CUTOFFS_ANG + SKIN_ANG, SKIN_ANG, edip.TABLES, edip.new_scratch())
+    work = (edip.new_list(atoms), listed, edip.CUTOFFS_ANG + SKIN_ANG, SKIN_ANG, edip.TABLES, edip.new_scratch(atoms))
     return edip.kinds_of(system.atomic_number), work
 
 
