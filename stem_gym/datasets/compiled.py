@@ -21,7 +21,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     Sums may be reordered (fastmath), so results differ between processors in the last digits.
     """
     if numba is not None:
-        return numba.njit(cache=True, fastmath=True)(function)
+        return numba.njit(cache=True, fastmath=True, error_model="numpy")(function)
 
     def refuse(*_: Any) -> Any:
         raise missing_extra("Molecular dynamics", "physics")

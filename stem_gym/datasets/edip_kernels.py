@@ -35,10 +35,9 @@ def list_neighbours(
     """
     neighbours, counts, degrees = near
     atoms, width = neighbours.shape
-    counts[:] = 0
-    degrees[:] = 0
-    listed[:] = positions
     for i in range(atoms):
+        counts[i] = degrees[i] = 0
+        listed[i, 0], listed[i, 1], listed[i, 2] = positions[i, 0], positions[i, 1], positions[i, 2]
         for j in range(i):
             dx = positions[j, 0] - positions[i, 0]
             dy = positions[j, 1] - positions[i, 1]
@@ -75,10 +74,10 @@ def _bonds(positions: ndarray, kinds: ndarray, cell: ndarray, near: Any, pairs: 
     """
     neighbours, counts, _ = near
     bond, partner, found, coordination, _ = scratch
-    found[:] = 0
-    coordination[:] = 0.0
     for i in range(len(positions)):
-        for j in neighbours[i, : counts[i]]:
+        found[i], coordination[i] = 0, 0.0
+        for n in range(counts[i]):
+            j = neighbours[i, n]
             dx = positions[j, 0] - positions[i, 0]
             dy = positions[j, 1] - positions[i, 1]
             dz = positions[j, 2] - positions[i, 2]
@@ -92,7 +91,8 @@ def _bonds(positions: ndarray, kinds: ndarray, cell: ndarray, near: Any, pairs: 
             b, c = bond[i, found[i]], bond[j, found[j]]
             b[_X], b[_Y], b[_Z] = dx / r, dy / r, dz / r
             _radial(r, p, b)
-            c[:] = b
+            for column in range(BOND_COLUMNS):
+                c[column] = b[column]
             c[_X], c[_Y], c[_Z] = -b[_X], -b[_Y], -b[_Z]
             partner[i, found[i]], partner[j, found[j]] = j, i
             found[i] += 1
@@ -184,8 +184,9 @@ def energy_forces(
     """Potential energy in eV; fills forces (N, 3) in eV/Å. `near` is as `list_neighbours` left it."""
     bonds, partners, found, _, pull = scratch
     _bonds(positions, kinds, cell, near, tables[0], scratch)
-    forces[:] = 0.0
     energy = 0.0
+    for i in range(len(positions)):
+        forces[i, 0] = forces[i, 1] = forces[i, 2] = 0.0
     for i in range(len(positions)):
         pair, pair_slope = _pair_terms(i, kinds, tables[0], scratch)
         bend, bend_slope = _angle_terms(i, kinds, tables, scratch)

@@ -155,29 +155,53 @@ def _integrate(
 
 
 @compiled
+def _dot(a: ndarray, b: ndarray) -> float:
+    total = 0.0
+    for i in range(len(a)):
+        total += a[i, 0] * b[i, 0] + a[i, 1] * b[i, 1] + a[i, 2] * b[i, 2]
+    return total
+
+
+@compiled
+def _longest(a: ndarray) -> float:
+    """The largest length of a row."""
+    most = 0.0
+    for i in range(len(a)):
+        most = max(most, a[i, 0] * a[i, 0] + a[i, 1] * a[i, 1] + a[i, 2] * a[i, 2])
+    return math.sqrt(most)
+
+
+@compiled
+def _blend(a: ndarray, keep: float, b: ndarray, share: float) -> None:
+    """keep · a + share · b, in a."""
+    for i in range(len(a)):
+        for axis in range(3):
+            a[i, axis] = keep * a[i, axis] + share * b[i, axis]
+
+
+@compiled
 def _fire(positions: ndarray, kinds: ndarray, cell: ndarray, tolerance: float, most: int, work: Any) -> float:
     """FIRE in place with the published constants; the largest force left, or −1 where atoms come too close."""
     near, _, _, _, tables, scratch = work
-    forces = np.zeros_like(positions)
-    velocity = np.zeros_like(positions)
+    forces, velocity = np.zeros_like(positions), np.zeros_like(positions)
     step, mixing, downhill, largest = 1.0, 0.1, 0, math.inf
     for _ in range(most):
         if not _refresh(positions, kinds, cell, work):
             return float(_TOO_DENSE)
         energy_forces(positions, kinds, cell, near, tables, scratch, forces)
-        largest = math.sqrt((forces * forces).sum(axis=1).max())
+        largest = _longest(forces)
         if largest < tolerance:
             return largest
-        power, speed, size = (forces * velocity).sum(), math.sqrt((velocity**2).sum()), math.sqrt((forces**2).sum())
-        if power > 0.0:
-            velocity += mixing * (speed / size * forces - velocity)
+        if _dot(forces, velocity) > 0.0:
+            aligned = math.sqrt(_dot(velocity, velocity) / _dot(forces, forces))
+            _blend(velocity, 1.0 - mixing, forces, mixing * aligned)
             downhill += 1
             if downhill > 5:
                 step, mixing = min(1.1 * step, 6.0), 0.99 * mixing
         else:
-            velocity[:] = 0.0
+            _blend(velocity, 0.0, forces, 0.0)
             step, mixing, downhill = 0.5 * step, 0.1, 0
-        velocity += step / (12.0 * EV_PER_U_ANG2_FS2) * forces
-        longest = math.sqrt((velocity * velocity).sum(axis=1).max()) * step
-        positions += min(1.0, 0.1 / max(longest, 1e-12)) * step * velocity  # at most 0.1 Å at once
+        _blend(velocity, 1.0, forces, step / (12.0 * EV_PER_U_ANG2_FS2))
+        stride = step * min(1.0, 0.1 / max(_longest(velocity) * step, 1e-12))  # at most 0.1 Å at once
+        _blend(positions, 1.0, velocity, stride)
     return largest
