@@ -105,7 +105,7 @@ def test_silicon_stands_out_of_the_sheet_and_has_three_neighbours() -> None:
     towards = (positions[ahead.partner] - positions[ahead.struck])[:2]
     assert towards / np.linalg.norm(towards) == pytest.approx(
         ahead.towards, abs=0.01
-    )  # the cell's copies pull a little
+    )  # its copies pull
 
 
 def test_a_vacancy_is_one_atom_less_next_to_the_struck_one() -> None:
