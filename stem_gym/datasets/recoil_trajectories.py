@@ -6,7 +6,8 @@ After 0.5 ps of molecular dynamics with EDIP the sheet is cooled to the minimum 
 silicon and carbon have exchanged their sites, the carbon atom was ejected, or something other.
 
 Energies near the thresholds and directions near the beam are drawn more often; the weight of a trajectory is the
-density, uniform in energy and solid angle, over the density it was drawn from.
+density, uniform in energy and solid angle, over the density it was drawn from. In every second shard for training the
+energies of a direction are not drawn but close in on its thresholds; such trajectories have the weight zero.
 
 Files are written atomically and never rewritten: a run that was killed goes on where it stopped, and several
 processes may share a folder (`--part 0/4` … `--part 3/4`).
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,10 @@ import numpy as np
 
 from stem_gym.core.errors import ConfigError, RecordError
 from stem_gym.datasets.recoil_dynamics import System, fly
-from stem_gym.datasets.recoil_outcomes import FLIGHT_FS, STEP_FS, Recoil, run_recoil, tilted
-from stem_gym.datasets.recoil_shards import OUTCOMES, SITES, Trajectories, load_shard, save_shard, shard_path
+from stem_gym.datasets.recoil_outcomes import FLIGHT_FS, STEP_FS, Recoil, Result, run_recoil, tilted
+from stem_gym.datasets.recoil_shards import OUTCOMES, SITES, Trajectories, load_shard, save_shard, shard_path, split_of
 from stem_gym.datasets.recoil_sheets import MASS_U, Sheet, lattice_constant_ang, sheet_of
+from stem_gym.datasets.recoil_thresholds import EVENTS
 
 __all__ = ["ENERGY_SPAN_EV", "LARGEST_TILT_DEG", "draw", "make_shard", "run", "thermal_start"]
 
@@ -35,6 +38,7 @@ _SITE_SHARES = (0.46, 0.22, 0.16, 0.16)  # most where most can happen
 _WINDOWS_EV = ((12.0, 23.0), (17.0, 25.0), (18.0, 27.0), (14.0, 24.0))  # around the thresholds of each site
 _WINDOW_SHARE = 0.85
 _SMALL_TILT_DEG, _SMALL_TILT_SHARE = 22.0, 0.55
+_TRIES, _BRACKET_EV = 8, (11.0, 29.0)
 ANG_FS_PER_M_S = 1e-5
 
 
@@ -77,19 +81,50 @@ def thermal_start(sheet: Sheet, velocity_variance_m2_s2: float, rng: np.random.G
     return flight.system, flight.velocity_ang_fs
 
 
+def closes_in(number: int) -> bool:
+    """Whether the energies of a shard are bisected: every second one of training, none of those that judge."""
+    return split_of(number) == "train" and number % 2 == 1
+
+
 def make_shard(seed: int, number: int, count: int, velocity_variance_m2_s2: float = 0.0) -> Trajectories:
     """Draw and run the recoils of one shard."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number,)))
     site, transfer, direction, weight = draw(rng, count)
-    results = []
-    for s, t, d in zip(site, transfer, direction, strict=True):
-        sheet = sheet_of(SITES[s])
+
+    def outcome_of(row: int, transfer_ev: float) -> Result:
+        sheet = sheet_of(SITES[site[row]])
         start = thermal_start(sheet, velocity_variance_m2_s2, rng) if velocity_variance_m2_s2 > 0 else None
-        results.append(run_recoil(Recoil(SITES[s], float(t), d), start))
+        return run_recoil(Recoil(sheet.site, transfer_ev, direction[row]), start)
+
+    if closes_in(number):
+        row = np.repeat(np.arange(count), _TRIES)[:count]
+        site, direction, weight = site[row], direction[row], np.zeros(count)
+        pairs = [pair for first in range(0, count, _TRIES) for pair in _close_in(first, outcome_of, rng)][:count]
+        transfer, results = np.array([energy for energy, _ in pairs]), [result for _, result in pairs]
+    else:
+        results = [outcome_of(row, float(energy)) for row, energy in enumerate(transfer)]
     outcome = np.array([r.outcome for r in results], dtype=np.int8)
     side = np.array([r.silicon_side for r in results], dtype=np.int8)
     time_fs = np.array([r.time_fs for r in results])
     return Trajectories(site.astype(np.int8), transfer, direction, weight, outcome, side, time_fs)
+
+
+def _close_in(
+    row: int, outcome_of: Callable[[int, float], Result], rng: np.random.Generator
+) -> list[tuple[float, Result]]:
+    """Energies and results of one direction: half of the tries close in on displacement, half on ejection.
+
+    The next energy is a random one near the middle of the bracket.
+    """
+    found: list[tuple[float, Result]] = []
+    for events in (EVENTS["displaced"], EVENTS["ejected"]):
+        for _ in range(_TRIES // 2):
+            hits = [energy for energy, r in found if OUTCOMES[r.outcome] in events]
+            above = min([_BRACKET_EV[1], *hits])
+            below = max([_BRACKET_EV[0], *(e for e, r in found if OUTCOMES[r.outcome] not in events and e < above)])
+            energy = float(below + (above - below) * rng.uniform(0.3, 0.7))
+            found.append((energy, outcome_of(row, energy)))
+    return found
 
 
 def run(out: Path, settings: dict[str, Any], shards: list[int]) -> int:
@@ -127,7 +162,7 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Run, or go on running, recoil trajectories.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the set")
-    parser.add_argument("--shards", type=int, default=200, help="files of the whole set (default 200)")
+    parser.add_argument("--shards", type=int, default=160, help="files of the whole set (default 160)")
     parser.add_argument("--trajectories", type=int, default=64, help="trajectories in a file (default 64)")
     parser.add_argument("--part", default="0/1", help="share of the work for this process, e.g. 0/4 (default 0/1)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the whole set (default 0)")
