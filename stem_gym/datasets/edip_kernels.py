@@ -1,8 +1,10 @@
-"""Compiled energy, forces and neighbour lists of the EDIP potential; `edip` holds the formulas and the parameters.
+"""Compiled energy, forces and motion under the EDIP potential; `edip` holds the formulas and the parameters.
+
+All in one file: numba's cache does not see that a function of another file has changed.
 
 Arrays are of one system of N atoms, periodic along x and y, open along z. `tables` is (pairs, triples, angle), as
 `edip.TABLES`; `scratch` is (bond (N, M, BOND_COLUMNS), partner (N, M), found (N,), coordination (N,), pull (M, 3)) with
-M the largest number of neighbours.
+M the largest number of neighbours. `work` is (near, listed, reach, skin, tables, scratch). Lengths in Å, times in fs.
 """
 
 from __future__ import annotations
@@ -10,11 +12,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from numpy import ndarray
 
 from stem_gym.datasets.compiled import compiled
 
-__all__ = ["BOND_COLUMNS", "energy_forces", "list_is_stale", "list_neighbours"]
+__all__ = ["BOND_COLUMNS", "TOO_DENSE", "energy_forces", "integrate", "list_neighbours", "minimise"]
+
+TOO_DENSE = -1
+_ESCAPE_HEIGHT_ANG = 6.0
+_CONTACT_HEIGHT_ANG = 2.5  # above the sheet's mean and beyond the cutoff of C–C: nearly without force
 
 BOND_COLUMNS = 11
 _X, _Y, _Z, _INVERSE, _DECAY, _DECAY_SLOPE, _ANGULAR, _ANGULAR_SLOPE = range(8)
@@ -55,7 +62,7 @@ def list_neighbours(
 
 
 @compiled
-def list_is_stale(positions: ndarray, listed: ndarray, skin: float) -> bool:
+def _list_is_stale(positions: ndarray, listed: ndarray, skin: float) -> bool:
     """Whether two atoms may together have moved by more than the skin since the list was made."""
     for i in range(len(positions)):
         moved2 = 0.0
@@ -198,3 +205,118 @@ def energy_forces(
                 forces[partners[i, n], axis] -= step
                 forces[i, axis] += step
     return energy
+
+
+@compiled
+def _height(positions: ndarray, struck: int) -> float:
+    """Of the struck atom above the mean of the others: the sheet itself drifts."""
+    total = 0.0
+    for i in range(len(positions)):
+        if i != struck:
+            total += positions[i, 2]
+    return positions[struck, 2] - total / (len(positions) - 1)
+
+
+@compiled
+def _refresh(positions: ndarray, kinds: ndarray, cell: ndarray, work: Any) -> bool:
+    """Make the neighbour list anew when it is stale. False where the atoms stand too close for it."""
+    near, listed, reach, skin, _, _ = work
+    if listed[0, 0] == np.inf or _list_is_stale(positions, listed, skin):
+        return list_neighbours(positions, kinds, cell, reach, near, listed)
+    return True
+
+
+@compiled
+def integrate(
+    positions: ndarray, velocity: ndarray, kinds: ndarray, cell: ndarray, motion: Any, limits: Any, work: Any
+) -> tuple[int, bool, float]:
+    """Velocity Verlet in place: steps done (−1 where atoms come too close), whether the atom escaped, the energy.
+
+    `motion` is (masses (N,) in eV fs²/Å², number of the struck atom, step in fs), `limits` the usual and the largest
+    number of steps.
+    """
+    mass, struck, step = motion
+    usual, most = limits
+    near, _, _, _, tables, scratch = work
+    forces = np.zeros_like(positions)
+    if not _refresh(positions, kinds, cell, work):
+        return TOO_DENSE, False, 0.0
+    energy = energy_forces(positions, kinds, cell, near, tables, scratch, forces)
+    for done in range(1, most + 1):
+        for i in range(len(positions)):
+            kick = 0.5 * step / mass[i]
+            for axis in range(3):
+                velocity[i, axis] += kick * forces[i, axis]
+                positions[i, axis] += step * velocity[i, axis]
+        if not _refresh(positions, kinds, cell, work):
+            return TOO_DENSE, False, 0.0
+        energy = energy_forces(positions, kinds, cell, near, tables, scratch, forces)
+        for i in range(len(positions)):
+            kick = 0.5 * step / mass[i]
+            for axis in range(3):
+                velocity[i, axis] += kick * forces[i, axis]
+        if done % 10 == 0 or done >= usual:
+            height = _height(positions, struck)
+            leaving = height * velocity[struck, 2] > 0.0
+            if leaving and abs(height) > _ESCAPE_HEIGHT_ANG:
+                return done, True, energy
+            if done >= usual and not (leaving and abs(height) > _CONTACT_HEIGHT_ANG):
+                return done, False, energy
+    return most, False, energy
+
+
+@compiled
+def _dot(a: ndarray, b: ndarray) -> float:
+    total = 0.0
+    for i in range(len(a)):
+        total += a[i, 0] * b[i, 0] + a[i, 1] * b[i, 1] + a[i, 2] * b[i, 2]
+    return total
+
+
+@compiled
+def _longest(a: ndarray) -> float:
+    """The largest length of a row."""
+    most = 0.0
+    for i in range(len(a)):
+        most = max(most, a[i, 0] * a[i, 0] + a[i, 1] * a[i, 1] + a[i, 2] * a[i, 2])
+    return math.sqrt(most)
+
+
+@compiled
+def _blend(a: ndarray, keep: float, b: ndarray, share: float) -> None:
+    """keep · a + share · b, in a."""
+    for i in range(len(a)):
+        for axis in range(3):
+            a[i, axis] = keep * a[i, axis] + share * b[i, axis]
+
+
+@compiled
+def minimise(positions: ndarray, kinds: ndarray, cell: ndarray, goal: Any, most: int, work: Any) -> float:
+    """FIRE in place with the published constants; the largest force left, or −1 where atoms come too close.
+
+    `goal` is (largest force in eV/Å, mass of every atom in eV fs²/Å²).
+    """
+    tolerance, mass = goal
+    near, _, _, _, tables, scratch = work
+    forces, velocity = np.zeros_like(positions), np.zeros_like(positions)
+    step, mixing, downhill, largest = 1.0, 0.1, 0, math.inf
+    for _ in range(most):
+        if not _refresh(positions, kinds, cell, work):
+            return float(TOO_DENSE)
+        energy_forces(positions, kinds, cell, near, tables, scratch, forces)
+        largest = _longest(forces)
+        if largest < tolerance:
+            return largest
+        if _dot(forces, velocity) > 0.0:
+            aligned = math.sqrt(_dot(velocity, velocity) / _dot(forces, forces))
+            _blend(velocity, 1.0 - mixing, forces, mixing * aligned)
+            downhill += 1
+            if downhill > 5:
+                step, mixing = min(1.1 * step, 6.0), 0.99 * mixing
+        else:
+            _blend(velocity, 0.0, forces, 0.0)
+            step, mixing, downhill = 0.5 * step, 0.1, 0
+        _blend(velocity, 1.0, forces, step / mass)
+        stride = step * min(1.0, 0.1 / max(_longest(velocity) * step, 1e-12))  # at most 0.1 Å at once
+        _blend(positions, 1.0, velocity, stride)
+    return largest

@@ -103,9 +103,7 @@ def test_silicon_stands_out_of_the_sheet_and_has_three_neighbours() -> None:
     assert distance[1:4] == pytest.approx(1.82, abs=0.02) and distance[4] > 2.5
     assert 1.0 < positions[ahead.partner, 2] - positions[:, 2].mean() < 1.6
     towards = (positions[ahead.partner] - positions[ahead.struck])[:2]
-    assert towards / np.linalg.norm(towards) == pytest.approx(
-        ahead.towards, abs=0.01
-    )  # its copies pull
+    assert towards / np.linalg.norm(towards) == pytest.approx(ahead.towards, abs=0.01)  # its copies pull
 
 
 def test_a_vacancy_is_one_atom_less_next_to_the_struck_one() -> None:

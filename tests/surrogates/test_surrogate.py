@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from stem_gym.core.errors import RecordError, StemGymError, ValidRangeError
+from stem_gym.surrogates.displacement import DisplacementSurrogate
 from stem_gym.surrogates.imaging import ImagingSurrogate
 from stem_gym.surrogates.surrogate import (
     Estimate,
@@ -25,7 +26,12 @@ from stem_gym.surrogates.surrogate import (
 
 WEIGHTS = Path(str(files("stem_gym.surrogates") / "weights"))
 SHIPPED = sorted(path.with_suffix("") for path in WEIGHTS.glob("*.safetensors"))
-LOADERS = {"imaging_haadf": ImagingSurrogate.load}
+LOADERS = {"imaging_haadf": ImagingSurrogate.load, "displacement": DisplacementSurrogate.load}
+# A figure of the Markdown card, and where the JSON has it.
+FIGURES = {
+    "imaging_haadf": (r"\| all seen kinds \| all \| [\d.]+ \| ([\d.]+) \|", ("source_0.7_ang", "r2")),
+    "displacement": (r"\| expected calibration error \| ([\d.]+) \|", ("expected_calibration_error",)),
+}
 CARD = ModelCard("toy", "nothing", "none", {}, {}, {"energy_kev": (60.0, 100.0)})
 
 
@@ -44,11 +50,13 @@ def test_every_shipped_surrogate_is_data_with_a_card(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_markdown_says_what_the_json_says(path: Path) -> None:
-    card = json.loads(path.with_suffix(".json").read_text())["card"]
-    text = path.with_suffix(".md").read_text()
-    with_source = re.search(r"\| all seen kinds \| all \| [\d.]+ \| ([\d.]+) \|", text)
-    assert with_source is not None
-    assert float(with_source[1]) == pytest.approx(card["held_out"]["source_0.7_ang"]["r2"], abs=1e-5)
+    figure = json.loads(path.with_suffix(".json").read_text())["card"]["held_out"]
+    pattern, keys = FIGURES[path.name]
+    for key in keys:
+        figure = figure[key]
+    told = re.search(pattern, path.with_suffix(".md").read_text())
+    assert told is not None
+    assert float(told[1]) == pytest.approx(figure, abs=5.1 * 10.0 ** -(len(told[1].partition(".")[2]) + 1))
 
 
 def test_weights_round_trip(tmp_path: Path) -> None:
