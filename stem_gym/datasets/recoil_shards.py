@@ -50,8 +50,8 @@ def shard_path(folder: Path, number: int) -> Path:
 
 
 def split_of(number: int) -> str:
-    """Of ten shards two are held out, one is for validation and calibration, seven are for training."""
-    return {9: "held_out", 8: "held_out", 7: "valid"}.get(number % 10, "train")
+    """Of ten shards two are held out, two are for validation and calibration, six are for training."""
+    return {9: "held_out", 8: "held_out", 7: "valid", 6: "valid"}.get(number % 10, "train")
 
 
 def save_shard(path: Path, trajectories: Trajectories, settings: Mapping[str, Any]) -> bool:

@@ -123,6 +123,7 @@ def threshold_summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         summary[event] = {
             "directions": len(chosen),
             "within_0.5_ev": len(same) + sum(d <= 0.5 for d in differences),
+            "neither_has_one": len(same),
             "mean_difference_ev": float(np.mean(differences)) if differences else None,
             "largest_difference_ev": max(differences, default=None),
         }
@@ -200,7 +201,7 @@ def _markdown(card: ModelCard, rows: list[dict[str, Any]]) -> str:
         "",
         *(_sentence(event, found) for event, found in held["thresholds"].items()),
         "## The side of the silicon\n",
-        "Share of trajectories after which the silicon stands on the other side of the sheet, over the drawn recoils; "
+        "Share of trajectories after which the silicon stands on the other side of the sheet, over those for training; "
         "not part of the surrogate's answer.\n",
         "| site, outcome | share |\n|---|---|",
         *(f"| {name} | {share:.3f} |" for name, share in training["silicon_on_the_other_side"].items()),
@@ -217,6 +218,7 @@ def _confusion(counts: list[list[int]]) -> list[str]:
 
 def _sentence(event: str, found: Mapping[str, Any]) -> str:
     return (
-        f"{event}: {found['within_0.5_ev']} of {found['directions']} within 0.5 eV; where both have one the mean "
+        f"{event}: {found['within_0.5_ev']} of {found['directions']} within 0.5 eV (in "
+        f"{found['neither_has_one']} of them neither has a threshold); where both have one the mean "
         f"difference is {_ev(found['mean_difference_ev'])} eV, the largest {_ev(found['largest_difference_ev'])} eV.\n"
     )

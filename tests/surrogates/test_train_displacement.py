@@ -47,7 +47,7 @@ def test_training_writes_a_loadable_surrogate(tmp_path: Path, capsys: pytest.Cap
     assert held["recoils"] == 400 and held["accuracy"] > 0.93 > held["accuracy_of_a_constant_guess"]
     assert held["thresholds"]["ejected"]["within_0.5_ev"] == 1
     assert held["thresholds"]["exchange"]["within_0.5_ev"] == 1  # both say never
-    assert surrogate.card.training["trajectories"] == 1400
+    assert surrogate.card.training["trajectories"] == 1200
     text = out.with_suffix(".md").read_text()
     assert "| pristine | 0° | 0° | ejected | 20.00 |" in text and "| exchange | never | never |" in text
     assert "300/300" in capsys.readouterr().out
