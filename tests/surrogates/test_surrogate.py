@@ -13,6 +13,7 @@ import torch
 
 from stem_gym.core.errors import RecordError, StemGymError, ValidRangeError
 from stem_gym.surrogates.atom_finder import NetworkFinder
+from stem_gym.surrogates.displacement import DisplacementSurrogate
 from stem_gym.surrogates.imaging import ImagingSurrogate
 from stem_gym.surrogates.surrogate import (
     Estimate,
@@ -26,8 +27,12 @@ from stem_gym.surrogates.surrogate import (
 
 WEIGHTS = Path(str(files("stem_gym.surrogates") / "weights"))
 SHIPPED = sorted(path.with_suffix("") for path in WEIGHTS.glob("*.safetensors"))
-LOADERS = {"imaging_haadf": ImagingSurrogate.load, "atom_finder": NetworkFinder.load}
-# For each card a line of its Markdown, and where the JSON has the figure that the line shows.
+LOADERS = {
+    "imaging_haadf": ImagingSurrogate.load,
+    "atom_finder": NetworkFinder.load,
+    "displacement": DisplacementSurrogate.load,
+}
+# For each card a line of its Markdown, where the JSON has the figure that the line shows, and how that is rounded.
 FIGURES = {
     "imaging_haadf": (r"\| all seen kinds \| all \| [\d.]+ \| ([\d.]+) \|", ("source_0.7_ang", "r2"), 1e-5),
     "atom_finder": (
@@ -35,6 +40,7 @@ FIGURES = {
         ("usual", "network", "rms_ang"),
         1e-3,
     ),
+    "displacement": (r"\| expected calibration error \| ([\d.]+) \|", ("expected_calibration_error",), 1e-4),
 }
 CARD = ModelCard("toy", "nothing", "none", {}, {}, {"energy_kev": (60.0, 100.0)})
 
