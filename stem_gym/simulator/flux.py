@@ -15,7 +15,7 @@ from torch import Tensor
 from stem_gym.simulator.optics import FWHM_PER_SIGMA, Optics, probe_intensity
 
 STEP_ANG = 0.05
-REACH_ANG = 8.0  # beyond it an electron in a thousand is left; the density there is taken as zero
+REACH_ANG = 8.0  # beyond it two electrons in a hundred are left; the density there is taken as zero
 _AZIMUTHS = 8
 _DEFOCUS_NODES = 25
 
