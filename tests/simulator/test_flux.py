@@ -104,7 +104,7 @@ def test_a_table_without_spread_has_one_rung():
 
 
 def test_the_ladder_interpolates_between_its_rungs_and_holds_beyond():
-    """At any defocus within five spreads the row is that of a table made there; 0.3 % of the peak is the rung's step."""
+    """At any defocus within five spreads the row is that of a table made there; a rung adds 0.3 %."""
     ladder = table(8.0, defocus_ang=10.0)
     assert ladder.defocus_ang[0] == -30.0 and ladder.defocus_ang[-1] == 50.0
     wanted = torch.tensor([10.0, -28.3, 17.7, 44.4])
