@@ -15,7 +15,7 @@ from stem_gym.core.periodic import nearest_image
 from stem_gym.core.streams import Streams, row_seeds
 from stem_gym.instruments import make
 from stem_gym.instruments.sheet import SheetMicroscope
-from stem_gym.simulator.sheet import beside
+from stem_gym.simulator.sheet import look
 
 FOV_ANG = 25.0
 ELECTRONS_PER_PA_S = 6.241509e6
@@ -77,7 +77,7 @@ def true_place(instrument: SheetMicroscope, offset_ang: Tensor | float = 0.0) ->
 
 def towards(instrument: SheetMicroscope, neighbour: int = 0) -> Tensor:
     """(B, 2) in fractions of the frame: a neighbour of the first dopant."""
-    bond = beside(instrument._now.sheet, every(instrument)).bond_ang[:, :1, neighbour]
+    bond = look(instrument._now.sheet, every(instrument)).bond_ang[:, :1, neighbour]
     return true_place(instrument, bond)[:, 0]
 
 
@@ -149,7 +149,7 @@ def test_the_errors_of_the_finder_fall_with_the_root_of_the_dose(seconds, blur):
     errors = {
         0.05: (reading.data[ATOMS] - truth) * FOV_ANG,
         0.03: reading.data["shift_ang"],
-        0.02: reading.data["bonds_ang"] - beside(instrument._now.sheet, every(instrument)).bond_ang,
+        0.02: reading.data["bonds_ang"] - look(instrument._now.sheet, every(instrument)).bond_ang,
     }
     for sd, error in errors.items():
         assert float(error.std()) == pytest.approx(sd * blur, rel=0.06)
@@ -214,7 +214,7 @@ def test_drift_moves_the_flux():
     for speed, least, most in ((0.0, 0.9, 1.0), (20.0, 0.0, 0.35)):
         instrument = column(200, kinetics=OFTEN, drift={"speed_ang_per_s": speed, "correlation_s": 1e4})
         place = true_place(instrument)[:, 0]
-        bond = beside(instrument._now.sheet, every(instrument)).bond_ang[:, 0, 0]
+        bond = look(instrument._now.sheet, every(instrument)).bond_ang[:, 0, 0]
         dwell(instrument, place + bond / FOV_ANG, 4.0)
         assert least <= float((instrument.truth()["jumps"] > 0).float().mean()) <= most, speed
 

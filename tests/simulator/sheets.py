@@ -14,7 +14,7 @@ from stem_gym.simulator.flux import FluxTable, density_at, highest_lattice_sum
 from stem_gym.simulator.jumps import BOND_ANG
 from stem_gym.simulator.kinetics import Beam, Frame, Kinetics, KineticsModel
 from stem_gym.simulator.optics import Optics
-from stem_gym.simulator.sheet import NOTHING, REFUSED, Event, Sheet, beginning, beside
+from stem_gym.simulator.sheet import NOTHING, REFUSED, Event, Sheet, beginning, look
 from stem_gym.simulator.specimens import Dopant, GrapheneRecipe
 
 CPU = torch.device("cpu")
@@ -46,11 +46,11 @@ class World:
 
     def dopant_ang(self, slot: int = 0) -> Tensor:
         """(B, 2) where the dopant of a slot is."""
-        return beside(self.sheet, self.rows).dopant_ang[:, slot].clone()
+        return look(self.sheet, self.rows).dopant_ang[:, slot].clone()
 
     def neighbour_ang(self, which: int = 0, slot: int = 0) -> Tensor:
         """(B, 2) where a neighbour of the dopant is."""
-        return self.dopant_ang(slot) + beside(self.sheet, self.rows).bond_ang[:, slot, which]
+        return self.dopant_ang(slot) + look(self.sheet, self.rows).bond_ang[:, slot, which]
 
     def densities(self, place_ang: Tensor) -> Tensor:
         """(B, K) per electron at every lattice site, with the beam at (B, 2)."""
@@ -121,10 +121,18 @@ class World:
 
     def far_site(self) -> Tensor:
         """(B,) the lattice site that is farthest from all dopants."""
-        site = beside(self.sheet, self.rows).dopant_ang
+        site = look(self.sheet, self.rows).dopant_ang
         away = nearest_image(self.sheet.xy_ang.unsqueeze(2) - site.unsqueeze(1), self.sheet.cell_ang[:, None, None])
         away = away.norm(dim=-1).amin(2)
         return torch.where(self.sheet.atomic_number > 0, away, -1.0).argmax(1)
+
+
+def buffers(sheet: Sheet) -> dict[str, Tensor]:
+    """Every buffer of a sheet by name; what is kept of the surroundings must be what a look finds."""
+    rows = torch.arange(len(sheet.cell_ang))
+    for name, value in vars(look(sheet, rows)).items():
+        assert torch.equal(value, getattr(sheet.near, name)), name
+    return {name: value for name, value in vars(sheet).items() if isinstance(value, Tensor)}
 
 
 def count(events: list[Event], kind: int) -> int:
