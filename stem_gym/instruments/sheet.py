@@ -85,7 +85,9 @@ class SheetMicroscope(Instrument):
         has = capabilities()
         verbs = has.verbs - {"MoveStage", "Set"}
         detectors = frozenset({ATOMS, "haadf"} if config.pictures else {ATOMS})
-        self.capabilities = Capabilities(verbs, detectors, {}, has.readable, _only(has.limits, verbs), None, True)
+        self._fewest = sum(dopant.count_min for dopant in config.specimen.dopants)
+        limits = _only(has.limits, verbs)
+        self.capabilities = Capabilities(verbs, detectors, {}, has.readable, limits, None, True, self._fewest)
         probe = config.probe
         if probe.astigmatism_ang > 0.0:
             raise ConfigError(
@@ -185,10 +187,9 @@ class SheetMicroscope(Instrument):
         config, n = self.config, len(rows)
         specimen, neighbours = config.specimen.build_bonded(streams, rows, self.device)
         sheet = self.kinetics.sheet(specimen, neighbours, self._slots, streams, rows)
-        wanted, fewest = sum(dopant.count_min for dopant in config.specimen.dopants), int(sheet.there.sum(1).amin())
-        if fewest < wanted:
+        if (fewest := int(sheet.there.sum(1).amin())) < self._fewest:
             raise ConfigError(
-                f"instrument.specimen: only {fewest} of {wanted} dopants found room; "
+                f"instrument.specimen: only {fewest} of {self._fewest} dopants found room; "
                 "make separation_ang smaller, or window_ang larger."
             )
         defocus = torch.full((n,), config.probe.defocus_ang, device=self.device)
