@@ -39,6 +39,7 @@ class Capabilities:
     limits: Mapping[str, Limits] = field(default_factory=dict)  # of instruction fields: "Dwell.time_s", "Scan.fov_ang"
     rows: int | None = None  # the most rows it can have; None: any
     simulated: bool = False  # whether truth() has something to say
+    dopants: int | None = None  # the fewest that a fresh specimen has; None: unknown
 
 
 class Instrument(ABC):

@@ -24,6 +24,7 @@ class Needs:
 
     verbs: frozenset[str]
     detectors: frozenset[str] = frozenset()
+    dopants: int = 0  # atoms to work with in each specimen
 
 
 @dataclass(frozen=True)

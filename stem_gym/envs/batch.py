@@ -262,3 +262,8 @@ def check_capabilities(task: Task[Any], instrument: Instrument) -> None:
             f"{type(task).__name__} needs the detector(s) {', '.join(detectors)}, which {name} lacks; "
             f"it has {sorted(has.detectors)}."
         )
+    if has.dopants is not None and has.dopants < task.needs.dopants:
+        raise CapabilityError(
+            f"{type(task).__name__} needs {task.needs.dopants} dopants in each specimen; those of {name} may have "
+            f"only {has.dopants}. Ask for fewer, or raise count_min in instrument.specimen.dopants."
+        )

@@ -85,12 +85,19 @@ class SheetMicroscope(Instrument):
         has = capabilities()
         verbs = has.verbs - {"MoveStage", "Set"}
         detectors = frozenset({ATOMS, "haadf"} if config.pictures else {ATOMS})
-        self.capabilities = Capabilities(verbs, detectors, {}, has.readable, _only(has.limits, verbs), None, True)
+        self._fewest = sum(dopant.count_min for dopant in config.specimen.dopants)
+        limits = _only(has.limits, verbs)
+        self.capabilities = Capabilities(verbs, detectors, {}, has.readable, limits, None, True, self._fewest)
         probe = config.probe
         if probe.astigmatism_ang > 0.0:
             raise ConfigError(
                 f"instrument.probe.astigmatism_ang must be 0: the flux on atoms is that of a round probe; "
                 f"given {probe.astigmatism_ang:g}."
+            )
+        if config.drift.scale_error > 0.0 or config.drift.shear_error > 0.0:
+            raise ConfigError(
+                "instrument.drift.scale_error and shear_error must be 0: places are told as by a calibrated scan; "
+                f"given {config.drift.scale_error:g} and {config.drift.shear_error:g}."
             )
         optics = Optics.of(1, device=self.device, **probe.model_dump(exclude={"defocus_sd_ang"}))
         self._flux = FluxTable.of(optics, probe.defocus_sd_ang, config.specimen.thermal_sigma_ang)
@@ -180,6 +187,11 @@ class SheetMicroscope(Instrument):
         config, n = self.config, len(rows)
         specimen, neighbours = config.specimen.build_bonded(streams, rows, self.device)
         sheet = self.kinetics.sheet(specimen, neighbours, self._slots, streams, rows)
+        if (fewest := int(sheet.there.sum(1).amin())) < self._fewest:
+            raise ConfigError(
+                f"instrument.specimen: only {fewest} of {self._fewest} dopants found room; "
+                "make separation_ang smaller, or window_ang larger."
+            )
         defocus = torch.full((n,), config.probe.defocus_ang, device=self.device)
         if config.probe.defocus_sd_ang > 0.0:
             defocus = defocus + config.probe.defocus_sd_ang * streams.normal(rows)

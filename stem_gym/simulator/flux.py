@@ -15,7 +15,7 @@ from torch import Tensor
 from stem_gym.simulator.optics import FWHM_PER_SIGMA, Optics, probe_intensity
 
 STEP_ANG = 0.05
-REACH_ANG = 8.0  # beyond it an electron in a thousand is left; the density there is taken as zero
+REACH_ANG = 8.0  # beyond it two electrons in a hundred are left; the density there is taken as zero
 _AZIMUTHS = 8
 _DEFOCUS_NODES = 25
 
@@ -50,7 +50,7 @@ class FluxTable:
     def rows(self, defocus_ang: Tensor) -> Tensor:
         """The densities (B, R) at defoci (B,), straight between those of the ladder and held beyond its ends."""
         if len(self.defocus_ang) == 1:
-            return self.density.expand(len(defocus_ang), -1)
+            return self.density.repeat(len(defocus_ang), 1)
         step = self.defocus_ang[1] - self.defocus_ang[0]
         at = ((defocus_ang - self.defocus_ang[0]) / step).clamp(0.0, len(self.defocus_ang) - 1.001)
         left = at.long()

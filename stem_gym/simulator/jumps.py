@@ -120,6 +120,16 @@ class JumpMap(Config):
     reference_pa: float = Field(default=100.0, gt=0)
     """current that the rates are for"""
 
+    @model_validator(mode="after")
+    def _possible(self) -> JumpMap:
+        for name in ("width_ang", "anisotropy"):
+            if (low := getattr(self, name).low) <= 0.0:
+                raise ValueError(f"{name} must be above 0; given from {low:g}")
+        for name in ("peak_per_s", "centre_bonds", "floor_per_s"):
+            if (low := getattr(self, name).low) < 0.0:
+                raise ValueError(f"{name} must not be below 0; given from {low:g}")
+        return self
+
     def parameters(self, streams: RandomRows, rows: Tensor) -> Tensor:
         """Peak, centre (Å), width, anisotropy and floor of each row, (n, 5)."""
         ranges = (self.peak_per_s, self.centre_bonds, self.width_ang, self.anisotropy, self.floor_per_s)

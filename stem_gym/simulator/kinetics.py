@@ -170,6 +170,8 @@ class Kinetics:
         if isinstance(model.jumps, CrossSectionJumps):
             near, far = (section(ev) for ev in (model.jumps.exchange_ev, model.jumps.exchange_far_ev))
             self.exchange_barn = (max(0.0, far - self.ejection_barn), max(0.0, near - self.ejection_barn))
+        for symbol in model.rates:
+            atomic_number_of(symbol)
         self._number = torch.tensor([atomic_number_of(element) for element in elements], device=device)
         self._barn = torch.tensor([self._sections(element, energy_kev) for element in elements], device=device)
         self._silicon_barn = torch.tensor(self._sections("Si", energy_kev), device=device)
@@ -179,12 +181,13 @@ class Kinetics:
         known = {**PUBLISHED, **self.model.rates}
         if element in known:
             given = known[element]
-            if abs(given.energy_kev - energy_kev) > 0.05 * given.energy_kev and self.model.damage:
+            if abs(given.energy_kev - energy_kev) > 0.05 * given.energy_kev:
                 raise ConfigError(
                     f"The rates of {element} are for {given.energy_kev:g} keV; the beam has {energy_kev:g} keV. "
                     f"Use {0.95 * given.energy_kev:g} to {1.05 * given.energy_kev:g} keV, or give rates at its energy."
                 )
-            barn = [given.exchange_barn, given.ejection_barn, given.rotation_barn, given.reversal_barn]
+            ejection_barn = given.ejection_barn if self.model.damage else 0.0
+            barn = [given.exchange_barn, ejection_barn, given.rotation_barn, given.reversal_barn]
             return [[*barn, given.replacement_barn]] * 2
         if element != "Si":
             raise ConfigError(
@@ -255,7 +258,7 @@ class Kinetics:
         when = torch.where(hit & (when.flatten(1) > after.unsqueeze(1)), when.flatten(1), math.inf)
         first, place = when.min(1)
         rest = self._rest_in_frame(sheet, rows, frame)  # (n, 3) knock-out, healing, capture
-        wait = after - torch.log(uniform[:, count]) / rest.sum(1).clamp(min=1e-30)
+        wait = after.clamp(min=0.0) - torch.log(uniform[:, count]) / rest.sum(1).clamp(min=1e-30)
         rest_first = (wait < first) & (wait < 1.0)
         near = each.gather(1, place[:, None, None].expand(-1, 1, BESIDE)).squeeze(1)
         kind = torch.where(first.isfinite(), _pick(near, uniform[:, count + 1]), NOTHING)

@@ -5,6 +5,7 @@ This file is longer than 400 lines because a task is one file: its settings, its
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -25,7 +26,6 @@ from stem_gym.core.task import Marks, Needs, Observation, Score, Task
 BOND_ANG = 1.42  # of graphene; what "half a bond" is measured in
 _SCALE_ANG = 10.0  # lengths are told in this unit
 _FAR_ANG = 1e6
-_CELLS = 12  # lattice cells that are looked at on either side of the first atom
 
 # Named patterns: sites (n, m, sublattice) of a honeycomb with lattice vectors between second neighbours.
 PATTERNS: dict[str, tuple[tuple[int, int, int], ...]] = {
@@ -104,6 +104,7 @@ class State:
     begun: Tensor  # (B,) bool, whether all atoms were seen and the goals are set
     atom_ang: Tensor  # (B, D, 2) as last seen
     bond_ang: Tensor  # (B, D, 3, 2) to their neighbours
+    astray: Tensor  # (B, D) bool, whether the last frame did not show it
     goal_ang: Tensor  # (B, D, 2)
     shift_ang: Tensor  # (B, 2) of the sample since the first frame
     drift_ang_per_s: Tensor  # (B, 2) between the last two frames
@@ -174,7 +175,9 @@ class BeamFabrication(Task[State]):
         _check(config)
         self._channels = (ATOMS,) if config.image_full_scale is None else (ATOMS, "haadf")
         self._image_shape = (0,) if config.image_full_scale is None else (config.pixels, config.pixels)
-        self.needs = Needs(verbs=frozenset({"Scan", "Park", "Dwell"}), detectors=frozenset(self._channels))
+        self.needs = Needs(frozenset({"Scan", "Park", "Dwell"}), frozenset(self._channels), config.dopants)
+        farthest_ang = config.fov_ang * 2.0**0.5  # two places of a frame; rows of cells are one and a half bonds apart
+        self._cells_aside = math.ceil(farthest_ang / (1.5 * BOND_ANG)) + 1
         self._has_time = config.dwell_min_s < config.dwell_max_s
         numbers = 2 + int(self._has_time) + int(config.skip_frames)
         self.action_space = (
@@ -209,6 +212,7 @@ class BeamFabrication(Task[State]):
             begun=no,
             atom_ang=atoms,
             bond_ang=torch.zeros(rows, self.config.dopants, 3, 2, device=device),
+            astray=torch.zeros(rows, self.config.dopants, dtype=torch.bool, device=device),
             goal_ang=atoms,
             shift_ang=pair,
             drift_ang_per_s=pair,
@@ -283,9 +287,9 @@ class BeamFabrication(Task[State]):
             true_ang = self._true_distances(state, truth)
             reached = state.begun & (true_ang < 0.5 * BOND_ANG).all(1)
             left_true = true_ang.clamp(max=2.0 * config.fov_ang).sum(1)
-            nearer = torch.where(state.left_true_ang > 0.0, state.left_true_ang - left_true, 0.0)
             lost = truth["lost_atoms"].float()
             gone = truth["dopant_there"].sum(1) < config.dopants
+            nearer = torch.where((state.left_true_ang > 0.0) & ~gone, state.left_true_ang - left_true, 0.0)
         damage = (lost - state.lost_atoms) + gone.float()
         terms_true = self._terms(nearer, reached, minutes, damage)
         terms_seen = self._terms(nearer_seen, reached_seen, minutes, torch.zeros_like(minutes))
@@ -332,7 +336,7 @@ class BeamFabrication(Task[State]):
     def _sketch(self, state: State) -> Tensor:
         """Found atoms as bright spots on a faint lattice, (B, H, W) from 0 to 1."""
         config, shift = self.config, state.shift_ang.unsqueeze(1)
-        cells, along = _cells(state.atom_ang[:, 0], state.bond_ang[:, 0])
+        cells, along = _cells(state.atom_ang[:, 0], state.bond_ang[:, 0], self._cells_aside)
         places = torch.cat((cells, cells + along, state.atom_ang), dim=1) + shift  # (B, N, 2)
         weight = torch.full(places.shape[:2], 0.25, device=places.device)
         weight[:, -config.dopants :] = 1.0
@@ -374,27 +378,31 @@ class BeamFabrication(Task[State]):
     def _see_frame(self, state: State, reading: Reading) -> State:
         """The state of n rows after a frame: every found place goes to the known atom that it is nearest to."""
         config = self.config
-        found = (reading.data[ATOMS][:, : config.dopants] - 0.5) * config.fov_ang  # (n, D', 2), NaN where none
-        bonds = reading.data["bonds_ang"][:, : config.dopants]
+        found = (reading.data[ATOMS] - 0.5) * config.fov_ang  # (n, D', 2), NaN where none
+        bonds = reading.data["bonds_ang"]
+        if found.shape[1] < config.dopants:
+            raise ConfigError(f"task.dopants is {config.dopants}; the instrument tells at most {found.shape[1]} atoms.")
         first = ~state.begun & (state.frame_s <= 0.0)
         step = torch.where(first.unsqueeze(1), 0.0, reading.data["shift_ang"])
         shift = state.shift_ang + step
         seen = found - shift.unsqueeze(1)
-        atom, bond = _track(state.atom_ang, state.bond_ang, seen, bonds)
-        complete = seen.isfinite().all(-1).all(1)
+        atom, bond, astray = _track(state, seen, bonds)
+        leftmost, their_bonds = seen[:, : config.dopants], bonds[:, : config.dopants]
+        complete = leftmost.isfinite().all(-1).all(1)
         fresh = ~state.begun & complete
-        atom = torch.where(fresh[:, None, None], seen, atom)
-        bond = torch.where(fresh[:, None, None, None], bonds, bond)
+        atom = torch.where(fresh[:, None, None], leftmost, atom)
+        bond = torch.where(fresh[:, None, None, None], their_bonds, bond)
         since_s = (state.clock_s - state.frame_s).clamp(min=1e-3).unsqueeze(1)
         drift = torch.where(first.unsqueeze(1), 0.0, step / since_s)
         goal = state.goal_ang
-        if bool(fresh.any()):
-            goal = torch.where(fresh[:, None, None], self._goals(atom, bond, state.chance), goal)
+        if len(which := fresh.nonzero().squeeze(1)):
+            goal = goal.index_copy(0, which, self._goals(atom[which], bond[which], state.chance[which]))
         return replace(
             state,
             begun=state.begun | fresh,
             atom_ang=atom,
             bond_ang=bond,
+            astray=astray & state.begun.unsqueeze(1),
             goal_ang=goal,
             shift_ang=shift,
             drift_ang_per_s=drift,
@@ -405,7 +413,7 @@ class BeamFabrication(Task[State]):
     def _goals(self, atom_ang: Tensor, bond_ang: Tensor, chance: Tensor) -> Tensor:
         """Goals (n, D, 2) on the lattice of the first atom."""
         config, first, bonds = self.config, atom_ang[:, 0], bond_ang[:, 0]
-        cells, bond = _cells(first, bonds)
+        cells, bond = _cells(first, bonds, self._cells_aside)
         room = 0.5 * config.fov_ang
         if self._pattern is None:
             sites = torch.cat((cells, cells + bond), dim=1)
@@ -483,23 +491,27 @@ class BeamFabrication(Task[State]):
         }
 
 
-def _track(atom_ang: Tensor, bond_ang: Tensor, seen_ang: Tensor, bonds: Tensor) -> tuple[Tensor, Tensor]:
-    """Atoms (n, D, 2) and bonds moved to the places (n, D', 2) seen nearest to them; pairs in the order of distance.
+def _track(state: State, seen_ang: Tensor, bonds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Atoms (n, D, 2) and bonds moved to the places (n, D', 2) seen nearest to them, and which (n, D) were not seen.
 
-    An atom that no place within two and a half bonds is left for stays where it was.
+    Pairs in the order of distance. An atom that no place within two and a half bonds is left for stays where it was;
+    if the next frame does not show it there either, it takes any place that is left.
     """
+    atom_ang, bond_ang, missing = state.atom_ang, state.bond_ang, torch.ones_like(state.astray)
+    reach_ang = torch.where(state.astray, 0.5 * _FAR_ANG, 2.5 * BOND_ANG)
     distance = (atom_ang.unsqueeze(2) - seen_ang.unsqueeze(1)).norm(dim=-1).nan_to_num(nan=_FAR_ANG)
     row = torch.arange(len(atom_ang), device=atom_ang.device)
     for _ in range(atom_ang.shape[1]):
         best = distance.flatten(1).argmin(1)
         atom, place = best // distance.shape[2], best % distance.shape[2]
-        near = (distance[row, atom, place] < 2.5 * BOND_ANG).unsqueeze(1)
+        near = (distance[row, atom, place] < reach_ang[row, atom]).unsqueeze(1)
+        missing[row, atom] &= ~near.squeeze(1)
         moved = torch.where(near, seen_ang[row, place], atom_ang[row, atom])
         turned = torch.where(near.unsqueeze(2), bonds[row, place], bond_ang[row, atom])
         atom_ang, bond_ang = atom_ang.clone(), bond_ang.clone()
         atom_ang[row, atom], bond_ang[row, atom] = moved, turned
         distance[row, atom, :], distance[row, :, place] = 2.0 * _FAR_ANG, 2.0 * _FAR_ANG
-    return atom_ang, bond_ang
+    return atom_ang, bond_ang, missing
 
 
 def _vectors(bond_ang: Tensor) -> tuple[Tensor, Tensor]:
@@ -507,10 +519,10 @@ def _vectors(bond_ang: Tensor) -> tuple[Tensor, Tensor]:
     return bond_ang[:, :1] - bond_ang[:, 1:2], bond_ang[:, 1:2] - bond_ang[:, 2:]
 
 
-def _cells(atom_ang: Tensor, bond_ang: Tensor) -> tuple[Tensor, Tensor]:
+def _cells(atom_ang: Tensor, bond_ang: Tensor, aside: int) -> tuple[Tensor, Tensor]:
     """Sites (n, C, 2) of an atom's own sublattice, and the bond (n, 1, 2) that leads from each to one of the other."""
     along, across = _vectors(bond_ang)
-    order = torch.arange(-_CELLS, _CELLS + 1, device=atom_ang.device, dtype=atom_ang.dtype)
+    order = torch.arange(-aside, aside + 1, device=atom_ang.device, dtype=atom_ang.dtype)
     n, m = (grid.flatten()[:, None] for grid in torch.meshgrid(order, order, indexing="ij"))
     return atom_ang.unsqueeze(1) + n * along + m * across, bond_ang[:, :1]
 
