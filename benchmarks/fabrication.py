@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,23 +81,30 @@ def _measure_one(id: str, episodes: int, seed: int, progress: Progress) -> dict[
                 policy = agents.make(name, env)
             except PolicyError:  # made for other variants, or not trained for this one
                 continue
-            if name == BEST and env.unwrapped.task_config["dopants"] == 1:
-                opening, _ = env.reset(seed=row_seeds(seed, episodes))
-                expected = {"expected_s": float(policy.expected_s(opening).mean())}
-            found = agents.evaluate(
-                policy, id, episodes, seed, env=env, progress=lambda d, of, n=name: progress.episodes(id, n, d, of)
-            )
-            settings = policy.settings.model_dump(mode="json")
-            outcomes[name] = Outcome(id, name, hash_of(env), found, settings)
+            if name == BEST:
+                expected = _expected(policy, env, row_seeds(seed, episodes))
+            found = agents.evaluate(policy, id, episodes, seed, env, _report(progress, id, name))
+            outcomes[name] = Outcome(id, name, hash_of(env), found, policy.settings.model_dump(mode="json"))
     finally:
         env.close()
     rows = []
     for name, one in outcomes.items():
-        row = times.summarise_times(one, LIMITS_S, outcomes[BEST])
-        extra = expected if name == BEST else {}
-        rows.append(row | extra | {"seed": seed, "config_hash": one.config_hash, "settings": dict(one.settings)})
+        row = times.summarise_times(one, LIMITS_S, outcomes[BEST]) | (expected if name == BEST else {})
+        rows.append(row | {"seed": seed, "config_hash": one.config_hash, "settings": dict(one.settings)})
     curves = [{"id": id, "agent": name, "points": times.curve(one.episodes, CURVE_S)} for name, one in outcomes.items()]
     return {"summary": rows, "curves": curves}
+
+
+def _expected(policy: Any, env: Any, seeds: list[int]) -> dict[str, float]:
+    """What the planner expects for these worlds, opening frame included; for one atom only."""
+    if env.unwrapped.task_config["dopants"] > 1:
+        return {}
+    opening, info = env.reset(seed=seeds)
+    return {"expected_s": float((policy.expected_s(opening) + info["seconds"]).mean())}
+
+
+def _report(progress: Progress, id: str, agent: str) -> Callable[[int, int], None]:
+    return lambda done, of: progress.episodes(id, agent, done, of)
 
 
 def markdown(stored: Mapping[str, Any]) -> str:

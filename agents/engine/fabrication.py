@@ -45,13 +45,13 @@ class Scene:
     def taken(self) -> Array:
         """(B, D, D) bool, whether atom i has goal j."""
         away: Array = np.linalg.norm(self.atoms_ang[:, :, None] - self.goals_ang[:, None], axis=-1)
-        return away < _SAME_ANG
+        return np.asarray(away < _SAME_ANG)
 
     @property
     def occupied(self) -> Array:
         """(B, 3) bool, whether the neighbour at BONDS_ANG[j] is another dopant, with which no place is changed."""
         away: Array = np.linalg.norm(self.atoms_ang[:, :, None] - BONDS_ANG, axis=-1)  # (B, D, 3)
-        return (away < _SAME_ANG).any(axis=1)
+        return np.asarray((away < _SAME_ANG).any(axis=1))
 
 
 @dataclass(frozen=True)

@@ -59,10 +59,10 @@ def solve(law: JumpLaw, menu: Menu, radius_ang: float) -> Plan:
     landing, dwelt_s = landings(law, menu)
     cost_s = dwelt_s + menu.step_s  # (A,)
     next_site = _next_sites(lattice)
-    seconds, action = _HOP_COST_S * hops_from_atom(radius_ang), None
+    seconds, action = _HOP_COST_S * hops_from_atom(radius_ang), np.full(len(next_site), -1)
     for _ in range(_ROUNDS):
         better = (cost_s + seconds[next_site] @ landing.T).argmin(axis=1)
-        if action is not None and np.array_equal(better, action):
+        if np.array_equal(better, action):
             break
         action, before = better, seconds
         seconds = _evaluate(landing[action], cost_s[action], next_site)
