@@ -24,7 +24,7 @@ class Settings(Config):
 
 
 class Uniform(Policy):
-    """Draws from a bounded Box."""
+    """Draws from a bounded Box, or from the numbers of a Discrete space."""
 
     name = "uniform"
     Settings = Settings
@@ -32,9 +32,13 @@ class Uniform(Policy):
     def __init__(self, face: Face, settings: Any) -> None:
         super().__init__(face, settings)
         space = face.action_space
-        if not (isinstance(space, spaces.Box) and space.is_bounded()):
-            raise PolicyError(f"The agent 'uniform' needs a bounded Box of actions; {face.id} has {space}.")
-        self._low, self._high = space.low, space.high
+        if isinstance(space, spaces.Discrete):
+            self._low = np.asarray(space.start, dtype=space.dtype)
+            self._high = self._low + space.n
+        elif isinstance(space, spaces.Box) and space.is_bounded():
+            self._low, self._high = space.low, space.high
+        else:
+            raise PolicyError(f"The agent 'uniform' needs a bounded Box or Discrete actions; {face.id} has {space}.")
         self._streams = Streams(row_seeds(settings.seed, face.rows))
 
     def reset(self, rows: Sequence[int] | Array, seeds: Sequence[int] | None = None) -> None:
@@ -45,7 +49,10 @@ class Uniform(Policy):
 
     def act(self, observation: Observation) -> Array:
         share = self._streams.uniform(torch.arange(self.face.rows), self._low.shape).numpy()
-        return np.asarray(self._low + share * (self._high - self._low), dtype=self._low.dtype)
+        drawn = self._low + share * (self._high - self._low)
+        if isinstance(self.face.action_space, spaces.Discrete):
+            drawn = np.minimum(np.floor(drawn), self._high - 1)  # a share that rounds to 1 is the last number
+        return np.asarray(drawn, dtype=self._low.dtype)
 
 
 def own_seed(seed: int, world: int) -> int:
