@@ -17,13 +17,14 @@ from torch import Tensor
 from stem_gym.core.batch import clone_rows, take_rows, write_rows
 from stem_gym.core.config import parse
 from stem_gym.core.errors import ConfigError, InstructionError
-from stem_gym.core.instructions import ATOMS, Blank, Dwell, Instruction, Park, Read, Reading, Scan, Wait, no_dose
-from stem_gym.core.instrument import Capabilities, Instrument, check_instruction
+from stem_gym.core.instructions import Blank, Dwell, Instruction, Park, Read, Reading, Scan, Wait, no_dose
+from stem_gym.core.instrument import Instrument, check_instruction
 from stem_gym.core.periodic import nearest_image
 from stem_gym.core.streams import Streams
 from stem_gym.core.units import ELECTRONS_PER_PC
 from stem_gym.simulator.detectors import detect, expected_electrons, line_jitter_ang
 from stem_gym.simulator.drift import DriftState, advance, frame_time_s, start_drift
+from stem_gym.simulator.event_rates import CrossSections, KineticsModel
 from stem_gym.simulator.exposure import (
     check_region,
     displacement_of_rows,
@@ -37,7 +38,7 @@ from stem_gym.simulator.finder import View
 from stem_gym.simulator.flux import FluxTable, density_at, highest_lattice_sum
 from stem_gym.simulator.jumps import BOND_ANG
 from stem_gym.simulator.kinetics import Beam, Frame, Kinetics
-from stem_gym.simulator.microscope import SheetColumn, capabilities
+from stem_gym.simulator.microscope import SheetColumn, sheet_capabilities
 from stem_gym.simulator.optics import Optics
 from stem_gym.simulator.pictures import Pictures
 from stem_gym.simulator.scattering import OBJECT_SIGMA_ANG, haadf_cross_section_ang2
@@ -82,12 +83,8 @@ class SheetMicroscope(Instrument):
 
     def __init__(self, config: Config, rows: int, device: torch.device | str = "cpu") -> None:
         self.config, self.rows, self.device = config, rows, torch.device(device)
-        has = capabilities()
-        verbs = has.verbs - {"MoveStage", "Set"}
-        detectors = frozenset({ATOMS, "haadf"} if config.pictures else {ATOMS})
         self._fewest = sum(dopant.count_min for dopant in config.specimen.dopants)
-        limits = _only(has.limits, verbs)
-        self.capabilities = Capabilities(verbs, detectors, {}, has.readable, limits, None, True, self._fewest)
+        self.capabilities = sheet_capabilities(config.pictures, self._fewest)
         probe = config.probe
         if probe.astigmatism_ang > 0.0:
             raise ConfigError(
@@ -108,14 +105,13 @@ class SheetMicroscope(Instrument):
         if self._slots == 0:
             raise ConfigError("instrument.specimen.dopants is empty, and no free_slots are given: nothing could move.")
         bound = highest_lattice_sum(self._flux.density, BOND_ANG)
-        self.kinetics = Kinetics(config.kinetics, probe.energy_kev, elements, bound, self.device)
+        sections = _learned_sections(config.kinetics, probe.energy_kev)
+        self.kinetics = Kinetics(config.kinetics, probe.energy_kev, elements, bound, self.device, sections)
         numbers = torch.arange(93, device=self.device)
         energy = torch.tensor(probe.energy_kev, device=self.device)
-        annulus = config.detector.inner_mrad, config.detector.outer_mrad
-        self._weight_ang2 = haadf_cross_section_ang2(numbers, energy, *annulus)  # by atomic number
-        sigma = config.specimen.thermal_sigma_ang
-        largest = config.specimen.largest_cell_ang
-        self._pictures = Pictures(largest, optics, self._weight_ang2, sigma) if config.pictures else None
+        inner, outer = config.detector.inner_mrad, config.detector.outer_mrad
+        self._weight_ang2 = haadf_cross_section_ang2(numbers, energy, inner, outer)  # by atomic number
+        self._pictures = Pictures(config.specimen, optics, self._weight_ang2) if config.pictures else None
         self._state: _Rows | None = None
         self._streams = Streams([0] * rows, self.device)
         self._handlers: dict[type[Instruction], Any] = {
@@ -395,5 +391,10 @@ class SheetMicroscope(Instrument):
         }
 
 
-def _only(limits: Mapping[str, Any], verbs: frozenset[str]) -> dict[str, Any]:
-    return {key: value for key, value in limits.items() if key.partition(".")[0] in verbs}
+def _learned_sections(model: KineticsModel, energy_kev: float) -> CrossSections | None:
+    """Cross sections from the displacement surrogate, where the configuration says so."""
+    if model.outcomes != "surrogate":
+        return None
+    from stem_gym.surrogates.displacement_rates import from_surrogate  # weights are read only where they are used
+
+    return from_surrogate(model, energy_kev)

@@ -48,14 +48,16 @@ class CrossSectionJumps(Config):
 
     The calibrated picture of displacement in graphene: a carbon beside Si that gets more than the exchange threshold
     changes places with it, one that gets more than the ejection threshold leaves (Susi et al., Phys. Rev. Lett. 113,
-    115501, 2014). A raised dopant is easier to pass on one side than on the other; that the two thresholds differ is
-    seen in molecular dynamics, by how much is an assumption.
+    115501, 2014). A dopant stands out on one side of the sheet, and only where that is the side that carbon is driven
+    to do the two change places. The default thresholds are nevertheless equal: they are calibrated to observed jumps,
+    and impacts too weak to displace anything turn the dopant over many times between two jumps (half of those from
+    ahead in molecular dynamics; see the card of the displacement surrogate), so that what is observed is the mean.
     """
 
     kind: Literal["cross_section"] = "cross_section"
     exchange_ev: float = Field(default=13.5, gt=1, lt=100)
     """threshold of the exchange where the dopant is raised to the side that the carbon is driven to"""
-    exchange_far_ev: float = Field(default=13.8, gt=1, lt=100)
+    exchange_far_ev: float = Field(default=13.5, gt=1, lt=100)
     """threshold where it is raised to the other side"""
 
     def parameters(self, streams: RandomRows, rows: Tensor) -> Tensor:

@@ -14,22 +14,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from stem_gym.core.batch import take_rows
-from stem_gym.core.config import Config
 from stem_gym.core.elements import atomic_number_of
 from stem_gym.core.errors import ConfigError
 from stem_gym.core.periodic import nearest_image
 from stem_gym.core.streams import Streams
 from stem_gym.core.units import ANG2_PER_BARN, ELECTRONS_PER_PC
-from stem_gym.simulator.damage import ISOTOPE_MASS_U, displacement_cross_section
+from stem_gym.simulator.event_rates import PUBLISHED, CrossSections, KineticsModel, from_thresholds
 from stem_gym.simulator.flux import density_at
-from stem_gym.simulator.jumps import Aim, CrossSectionJumps, FrameAim, JumpLaw
+from stem_gym.simulator.jumps import Aim, FrameAim
 from stem_gym.simulator.sheet import (
     BESIDE,
     CARBON,
@@ -44,63 +41,6 @@ from stem_gym.simulator.sheet import (
     look,
 )
 from stem_gym.simulator.specimens import Specimen
-
-# Out-of-plane mean square velocity of carbon in graphene at 300 K (Susi et al., Nat. Commun. 7, 13040, 2016), m²/s².
-VELOCITY_VARIANCE_300K = {"C": 3.17e5, "12C": 3.17e5, "13C": 2.86e5}
-
-
-class PublishedRates(Config):
-    """Cross sections in barn of the events of one dopant, measured at one energy."""
-
-    energy_kev: float = Field(default=60.0, gt=0)
-    exchange_barn: float = Field(default=0.0, ge=0)
-    ejection_barn: float = Field(default=0.0, ge=0)
-    rotation_barn: float = Field(default=0.0, ge=0)
-    reversal_barn: float = Field(default=0.0, ge=0)
-    replacement_barn: float = Field(default=0.0, ge=0)
-    """a carbon adatom takes the dopant's place"""
-
-
-# Su et al., Sci. Adv. 5, eaav2252 (2019), table 1, at 60 keV. Where only a bound is given, the bound is used.
-PUBLISHED = {
-    "P": PublishedRates(
-        exchange_barn=0.05, ejection_barn=0.01, rotation_barn=11.2, reversal_barn=200.0, replacement_barn=0.07
-    ),
-    "N": PublishedRates(rotation_barn=0.9, reversal_barn=22.0),
-    "Al": PublishedRates(ejection_barn=0.25),
-}
-
-
-class Damage(Config):
-    """Loss of carbon by knock-on displacement."""
-
-    ejection_ev: float = Field(default=17.0, gt=1, lt=100)
-    """threshold of a carbon beside a dopant"""
-    edge_ev: float = Field(default=19.5, gt=1, lt=100)
-    """threshold of a carbon with a missing neighbour"""
-    pristine_ev: float = Field(default=21.14, gt=1, lt=100)
-    """threshold in the perfect sheet (Susi et al., Nat. Commun. 7, 13040, 2016)"""
-
-
-class KineticsModel(Config):
-    """Which events there are, and how often."""
-
-    jumps: JumpLaw = CrossSectionJumps()
-    """how dopants change places"""
-    damage: Damage | None = Damage()
-    """how carbon is lost; null: never"""
-    carbon: Literal["C", "12C", "13C"] = "C"
-    """isotope of the sheet; C is the natural mixture"""
-    temperature_k: float = Field(default=300.0, gt=0, le=1500)
-    """of the sheet"""
-    healing_per_s: float = Field(default=0.0, ge=0)
-    """rate at which a vacancy is filled by a carbon adatom; depends on their supply, so it is an assumption"""
-    capture_per_s: float = Field(default=0.0, ge=0)
-    """rate at which a vacancy catches a silicon adatom; an assumption likewise"""
-    rates: dict[str, PublishedRates] = Field(default_factory=dict)
-    """cross sections of dopants by symbol, beside those built in for P, N and Al; Si comes from the thresholds"""
-    vacancies_max: int = Field(default=8, ge=1, le=64)
-    """vacancies that a row can hold"""
 
 
 @dataclass(frozen=True)
@@ -125,26 +65,12 @@ class Frame:
     current_pa: Tensor  # (n,)
 
 
-def velocity_variance(isotope: str, temperature_k: float) -> float:
-    """Out-of-plane ⟨v²⟩ in m²/s²: the published value at 300 K, carried to T as that of one quantum oscillator.
-
-    ⟨v²⟩ = (ħω / 2M) coth(ħω / 2kT), with ω from the value at 300 K.
-    """
-    mass_kg = ISOTOPE_MASS_U[isotope] * 1.66053906660e-27
-    boltzmann = 1.380649e-23
-    target = VELOCITY_VARIANCE_300K[isotope] * mass_kg / boltzmann / 300.0  # (x / 2) coth(x / 2 · …), x = ħω / k 300 K
-    low, high = 1e-6, 100.0
-    for _ in range(80):
-        x = 0.5 * (low + high)
-        low, high = (x, high) if 0.5 * x / math.tanh(0.5 * x) < target else (low, x)
-    return VELOCITY_VARIANCE_300K[isotope] * math.tanh(0.5 * x) / math.tanh(0.5 * x * 300.0 / temperature_k)
-
-
 class Kinetics:
     """The events of one model at one beam energy.
 
     `density_bound_per_ang2` is the most that the probe's densities at all atoms add up to. Raises ConfigError for
-    dopants without rates, and for an energy that the rates of a dopant do not cover.
+    dopants without rates, and for an energy that the rates of a dopant do not cover. `sections` are those of the
+    thresholds where none are given.
     """
 
     def __init__(
@@ -154,22 +80,11 @@ class Kinetics:
         elements: tuple[str, ...],
         density_bound_per_ang2: float,
         device: torch.device,
+        sections: CrossSections | None = None,
     ) -> None:
         self.model, self.device = model, device
         self._bound = density_bound_per_ang2
-        mass, variance = ISOTOPE_MASS_U[model.carbon], velocity_variance(model.carbon, model.temperature_k)
-
-        def section(threshold_ev: float) -> float:
-            return float(displacement_cross_section(energy_kev, CARBON, mass, threshold_ev, variance))
-
-        damage = model.damage
-        self.pristine_barn = section(damage.pristine_ev) if damage else 0.0
-        self.edge_barn = section(damage.edge_ev) if damage else 0.0
-        self.ejection_barn = section(damage.ejection_ev) if damage else 0.0
-        self.exchange_barn = (0.0, 0.0)
-        if isinstance(model.jumps, CrossSectionJumps):
-            near, far = (section(ev) for ev in (model.jumps.exchange_ev, model.jumps.exchange_far_ev))
-            self.exchange_barn = (max(0.0, far - self.ejection_barn), max(0.0, near - self.ejection_barn))
+        self.sections = sections or from_thresholds(model, energy_kev)
         for symbol in model.rates:
             atomic_number_of(symbol)
         self._number = torch.tensor([atomic_number_of(element) for element in elements], device=device)
@@ -194,7 +109,8 @@ class Kinetics:
                 f"No rates are known for {element} in graphene; known: Si, {', '.join(sorted(known))}. "
                 f"Give kinetics.rates.{element}."
             )
-        return [[exchange, self.ejection_barn, 0.0, 0.0, 0.0] for exchange in self.exchange_barn]
+        sides = (self.sections.exchange_far_barn, self.sections.exchange_barn)
+        return [[exchange, self.sections.ejection_barn, 0.0, 0.0, 0.0] for exchange in sides]
 
     def sheet(self, specimen: Specimen, neighbours: Tensor, slots: int, streams: Streams, rows: Tensor) -> Sheet:
         """The sheets of fresh specimens on `rows` (n,), with room for `slots` dopants."""
@@ -296,7 +212,8 @@ class Kinetics:
 
     def _worst_barn(self, sheet: Sheet, rows: Tensor) -> Tensor:
         """(n,) the largest cross section of a carbon away from dopants; that of an edge only where there is one."""
-        return torch.where(sheet.open[rows].any(1), max(self.edge_barn, self.pristine_barn), self.pristine_barn)
+        edge, pristine = self.sections.edge_barn, self.sections.pristine_barn
+        return torch.where(sheet.open[rows].any(1), max(edge, pristine), pristine)
 
     def _knock_out_bound(self, sheet: Sheet, rows: Tensor, beam: Beam) -> Tensor:
         flux = self._bound * beam.current_pa * ELECTRONS_PER_PC
@@ -357,7 +274,7 @@ class Kinetics:
         foreign = (number.gather(1, around).reshape(batch, sites, 3) != CARBON) & there
         whole = there.all(-1) & (neighbours != torch.arange(sites, device=row.device)[:, None]).all(-1)
         carbon = present & (number == CARBON) & ~foreign.any(-1)
-        return torch.where(whole, self.pristine_barn, self.edge_barn) * carbon
+        return torch.where(whole, self.sections.pristine_barn, self.sections.edge_barn) * carbon
 
 
 def _first(parts: Tensor, begin: Event, left: Tensor, uniform: Tensor) -> Event:

@@ -7,11 +7,12 @@ from typing import Literal
 from pydantic import Field
 
 from stem_gym.core.config import Config
+from stem_gym.core.instructions import ATOMS
 from stem_gym.core.instrument import Capabilities, Limits
 from stem_gym.simulator.detectors import DetectorModel
 from stem_gym.simulator.drift import DriftModel
+from stem_gym.simulator.event_rates import KineticsModel
 from stem_gym.simulator.finder import Finder
-from stem_gym.simulator.kinetics import KineticsModel
 from stem_gym.simulator.removal import RemovalModel
 from stem_gym.simulator.specimens import GrapheneRecipe, Recipe
 
@@ -134,3 +135,12 @@ def capabilities() -> Capabilities:
     verbs = {"Scan", "Park", "Dwell", "MoveStage", "Set", "Blank", "Wait", "Read"}
     readable = frozenset({"clock_s", "electrons", "fov_ang", "blanked"})
     return Capabilities(frozenset(verbs), frozenset({"haadf"}), settable, readable, limits, None, True)
+
+
+def sheet_capabilities(pictures: bool, fewest_atoms: int) -> Capabilities:
+    """What the simulated column can do with a sheet: no stage, no controls, and atoms found in a frame."""
+    column = capabilities()
+    verbs = column.verbs - {"MoveStage", "Set"}
+    limits = {key: value for key, value in column.limits.items() if key.partition(".")[0] in verbs}
+    detectors = frozenset({ATOMS, "haadf"} if pictures else {ATOMS})
+    return Capabilities(verbs, detectors, {}, column.readable, limits, None, True, fewest_atoms)

@@ -11,18 +11,16 @@ from stem_gym.simulator import imaging
 from stem_gym.simulator.exposure import Raster
 from stem_gym.simulator.optics import Optics, transfer_function
 from stem_gym.simulator.sheet import Event, Sheet
-from stem_gym.simulator.specimens import Specimen
+from stem_gym.simulator.specimens import GrapheneRecipe, Specimen
 
 
 class Pictures:
     """Makes and mends the series of the rows of a batch; `weight_ang2` (Z,) are cross sections by atomic number."""
 
-    def __init__(
-        self, largest_cell_ang: tuple[float, float], optics: Optics, weight_ang2: Tensor, thermal_sigma_ang: float
-    ) -> None:
+    def __init__(self, recipe: GrapheneRecipe, optics: Optics, weight_ang2: Tensor) -> None:
         self._optics = optics.rows(torch.zeros(1, dtype=torch.int64, device=weight_ang2.device))
-        self._weight_ang2, self._sigma_ang = weight_ang2, thermal_sigma_ang
-        self._harmonics = imaging.Harmonics.within(largest_cell_ang, float(optics.band_limit_per_ang[0]))
+        self._weight_ang2, self._sigma_ang = weight_ang2, recipe.thermal_sigma_ang
+        self._harmonics = imaging.Harmonics.within(recipe.largest_cell_ang, float(optics.band_limit_per_ang[0]))
 
     def start(self, specimen: Specimen, defocus_ang: Tensor) -> tuple[Tensor, Tensor]:
         """Series (n, 2 N, 2 N) and transfer function (n, Ny, Nx) of fresh specimens at defoci (n,)."""

@@ -10,9 +10,10 @@ from torch import Tensor
 from stem_gym.core.batch import clone_rows, take_rows
 from stem_gym.core.periodic import nearest_image
 from stem_gym.core.streams import Streams
+from stem_gym.simulator.event_rates import KineticsModel
 from stem_gym.simulator.flux import FluxTable, density_at, highest_lattice_sum
 from stem_gym.simulator.jumps import BOND_ANG
-from stem_gym.simulator.kinetics import Beam, Frame, Kinetics, KineticsModel
+from stem_gym.simulator.kinetics import Beam, Frame, Kinetics
 from stem_gym.simulator.optics import Optics
 from stem_gym.simulator.sheet import NOTHING, REFUSED, Event, Sheet, beginning, look
 from stem_gym.simulator.specimens import Dopant, GrapheneRecipe

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from stem_gym.core.errors import ConfigError
 from stem_gym.core.periodic import nearest_image
+from stem_gym.simulator.event_rates import KineticsModel, PublishedRates, velocity_variance
 from stem_gym.simulator.jumps import CrossSectionJumps, JumpMap, LorentzianJumps, exactly
-from stem_gym.simulator.kinetics import KineticsModel, PublishedRates, velocity_variance
 from stem_gym.simulator.sheet import (
     CAPTURE,
     EJECTION,
@@ -126,15 +126,16 @@ def test_the_lorentzian_law_reaches_the_rates():
 def test_cross_sections_at_the_energies_that_were_published(energy_kev, exchange, ejection, pristine, edge):
     """Natural carbon, ⟨v²⟩ = 3.17e5 m²/s²; the figures are rounded, and those of the perfect sheet are for 12C."""
     kinetics = World(1, KineticsModel(jumps=EVEN), energy_kev).kinetics
-    assert kinetics.exchange_barn == pytest.approx((exchange, exchange), rel=0.01)
-    assert kinetics.ejection_barn == pytest.approx(ejection, rel=0.05)
-    assert kinetics.pristine_barn == pytest.approx(pristine, rel=0.16 if energy_kev < 70 else 0.06)
-    assert kinetics.edge_barn == pytest.approx(edge, rel=0.06)
+    sections = kinetics.sections
+    assert (sections.exchange_far_barn, sections.exchange_barn) == pytest.approx((exchange, exchange), rel=0.01)
+    assert kinetics.sections.ejection_barn == pytest.approx(ejection, rel=0.05)
+    assert kinetics.sections.pristine_barn == pytest.approx(pristine, rel=0.16 if energy_kev < 70 else 0.06)
+    assert kinetics.sections.edge_barn == pytest.approx(edge, rel=0.06)
 
 
 def test_heavier_carbon_is_safer_and_heat_is_not():
     barn = {
-        (isotope, t): World(1, KineticsModel(carbon=isotope, temperature_k=t), 80.0).kinetics.pristine_barn
+        (isotope, t): World(1, KineticsModel(carbon=isotope, temperature_k=t), 80.0).kinetics.sections.pristine_barn
         for isotope in ("12C", "13C") for t in (300.0, 600.0)
     }  # fmt: skip
     assert barn["13C", 300.0] < 0.3 * barn["12C", 300.0]
@@ -155,7 +156,7 @@ def test_the_two_sides_have_rates_of_their_own():
     """A raised dopant has the lower threshold; after a jump it is on the other side."""
     model = KineticsModel(jumps=CrossSectionJumps(exchange_ev=13.5, exchange_far_ev=15.0))
     world = World(4000, model)
-    near, far = world.kinetics.exchange_barn[1], world.kinetics.exchange_barn[0]
+    near, far = world.kinetics.sections.exchange_barn, world.kinetics.sections.exchange_far_barn
     assert far < 0.5 * near
     raised = world.sheet.raised[:, 0].clone()
     assert 0.4 < float(raised.float().mean()) < 0.6
@@ -220,7 +221,7 @@ def test_without_damage_nothing_is_lost():
     for element, seconds in {"Si": 20.0, "P": 2.0}.items():
         world = World(300, KineticsModel(jumps=EVEN, damage=None), dopants=(Dopant(element=element, window_ang=12.0),))
         kinetics = world.kinetics
-        assert kinetics.ejection_barn == kinetics.pristine_barn == kinetics.edge_barn == 0.0
+        assert kinetics.sections.ejection_barn == kinetics.sections.pristine_barn == kinetics.sections.edge_barn == 0.0
         world.dwell(world.beam(world.neighbour_ang(), [seconds]))
         assert world.sheet.lost.eq(0).all() and world.sheet.jumps.any()
 

@@ -7,7 +7,7 @@ import torch
 
 from stem_gym.core.batch import clone_rows
 from stem_gym.core.periodic import nearest_image
-from stem_gym.simulator.kinetics import KineticsModel
+from stem_gym.simulator.event_rates import KineticsModel
 from stem_gym.simulator.sheet import (
     CAPTURE,
     CARBON,
@@ -162,7 +162,8 @@ def test_caught_silicon_jumps_as_silicon_does():
     assert sheet.there.all() and torch.equal(sheet.dopant[:, 1], hole)
     assert sheet.atomic_number[world.rows, hole].eq(SILICON).all() and not sheet.open.any()
     barn = look(sheet, world.rows).barn
-    far, near = world.kinetics.exchange_barn
+    sections = world.kinetics.sections
+    far, near = sections.exchange_far_barn, sections.exchange_barn
     expected = torch.where(sheet.raised[:, 1], near, far)
     assert torch.allclose(barn[:, 1, EXCHANGE], expected) and barn[:, 0, EXCHANGE].eq(0.0).all()
 

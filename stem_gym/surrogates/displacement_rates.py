@@ -1,0 +1,76 @@
+"""Cross sections of the events in graphene from the displacement surrogate, beside those of calibrated thresholds.
+
+`python -m stem_gym.surrogates.displacement_rates` prints both, by energy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+import torch
+from torch import Tensor
+
+from stem_gym.simulator.damage import ISOTOPE_MASS_U, recoil_direction, recoil_spectrum
+from stem_gym.simulator.event_rates import CrossSections, KineticsModel, from_thresholds, velocity_variance
+from stem_gym.simulator.sheet import CARBON
+from stem_gym.surrogates import displacement
+from stem_gym.surrogates.displacement import DisplacementSurrogate, site_index
+
+__all__ = ["from_surrogate"]
+
+_LOWEST_EV = 11.0  # nothing happens below it at any site, in any direction
+_FLOOR = 0.02  # what the network gives less than this is its own floor, not an outcome of the reference
+_AZIMUTHS, _TRANSFERS, _VELOCITIES = 12, 48, 24
+
+
+def from_surrogate(
+    model: KineticsModel, energy_kev: float, surrogate: DisplacementSurrogate | None = None
+) -> CrossSections:
+    """Sum over recoils of cross section × outcome probability, for each event of a carbon atom.
+
+    Silicon is ahead of the sheet for half of the impacts: those too weak to displace anything turn it over many times
+    between two jumps. Recoils leave at the angle of a resting nucleus, evenly about the beam.
+    """
+    surrogate = surrogate or DisplacementSurrogate.load()
+    mass, variance = ISOTOPE_MASS_U[model.carbon], velocity_variance(model.carbon, model.temperature_k)
+    recoils = recoil_spectrum(energy_kev, CARBON, mass, _LOWEST_EV, variance, _TRANSFERS, _VELOCITIES)
+    tilt = torch.acos(recoil_direction(recoils.transfer_ev, recoils.largest_ev)).float()[:, None]
+    azimuth = (torch.arange(_AZIMUTHS) + 0.5) * (2.0 * math.pi / _AZIMUTHS)
+    direction = displacement.recoil_direction(tilt, azimuth[None])  # (N, A, 3)
+    transfer = recoils.transfer_ev.float()[:, None].expand(-1, _AZIMUTHS)
+
+    def section(site: str, outcome: str) -> float:
+        where = torch.full(transfer.shape, site_index(site))
+        chance = surrogate.outcome_probabilities(transfer, direction, where)[..., displacement.OUTCOMES.index(outcome)]
+        real: Tensor = ((chance - _FLOOR).clamp(min=0.0) / (1.0 - _FLOOR)).mean(1)
+        return float((recoils.cross_section_barn * real).sum())
+
+    def beside(outcome: str) -> float:
+        return 0.5 * (section("silicon_ahead", outcome) + section("silicon_behind", outcome))
+
+    damaged = 1.0 if model.damage else 0.0
+    return CrossSections(
+        exchange_far_barn=beside("exchange"),
+        exchange_barn=beside("exchange"),
+        ejection_barn=damaged * beside("ejected"),
+        edge_barn=damaged * section("vacancy", "ejected"),
+        pristine_barn=damaged * section("pristine", "ejected"),
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the cross sections of both."""
+    parser = argparse.ArgumentParser(description="Cross sections in barn: calibrated thresholds and surrogate.")
+    parser.add_argument("--energies", type=float, nargs="+", default=[60.0, 80.0, 100.0], help="beam energies in keV")
+    given = parser.parse_args(arguments)
+    model = KineticsModel()
+    print(f"{'event':24s}" + "".join(f"{energy:>14.0f} keV          " for energy in given.energies))
+    tables = [(from_thresholds(model, energy), from_surrogate(model, energy)) for energy in given.energies]
+    for name in vars(tables[0][0]):
+        cells = "".join(f"{getattr(a, name):12.3g} {getattr(b, name):12.3g}   " for a, b in tables)
+        print(f"{name:24s}{cells}")
+
+
+if __name__ == "__main__":
+    main()
