@@ -97,15 +97,19 @@ def advance(
     noise = streams.normal(rows, (dt_s.shape[1], 3, 2))
     given = (state.position_ang, state.velocity_ang_per_s, state.creep_ang, dt_s, noise)
     if dt_s.device.type != "cpu":
-        path, position, velocity, creep = _walk(model, *given, xp=torch)
+        path, position, velocity, creep = _walk(model, given, torch)
     else:
-        walked = _walk(model, *[part.numpy() for part in given], xp=np)
+        walked = _walk(model, tuple(part.numpy() for part in given), np)
         path, position, velocity, creep = (torch.from_numpy(part) for part in walked)
     return path, DriftState(position, velocity, creep, state.distortion)
 
 
-def _walk(model: DriftModel, position: Any, velocity: Any, creep: Any, dt_s: Any, noise: Any, xp: Any) -> Any:
-    """Displacements (B, J, 2), and position, velocity and creep (B, 2) at the end, in the arrays of `xp`."""
+def _walk(model: DriftModel, given: tuple[Any, ...], xp: Any) -> tuple[Any, Any, Any, Any]:
+    """Displacements (B, J, 2), and position, velocity and creep (B, 2) at the end, in the arrays of `xp`.
+
+    `given` are position, velocity and creep (B, 2) before, the steps (B, J) in s, and normals (B, J, 3, 2).
+    """
+    position, velocity, creep, dt_s, noise = given
     tau = model.correlation_s
     scaled = (dt_s / tau)[..., None]  # (B, J, 1)
     gone = -xp.expm1(-scaled)
