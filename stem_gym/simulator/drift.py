@@ -8,8 +8,9 @@ correlation time. It is advanced exactly over any time step, position and veloci
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -90,30 +91,43 @@ def advance(
 ) -> tuple[Tensor, DriftState]:
     """Displacements (B, J, 2) after each of J consecutive steps dt_s (B, J) >= 0, and the state after the last.
 
-    Exact for any step, so splitting a step changes no statistics; a step of zero changes nothing.
+    Exact for any step, so splitting a step changes no statistics; a step of zero changes nothing. Not differentiable:
+    on a CPU numpy computes it, which starts these many small operations several times faster.
     """
-    steps = dt_s.shape[1]
-    noise = streams.normal(rows, (steps, 3, 2))
+    noise = streams.normal(rows, (dt_s.shape[1], 3, 2))
+    given = (state.position_ang, state.velocity_ang_per_s, state.creep_ang, dt_s, noise)
+    if dt_s.device.type != "cpu":
+        path, position, velocity, creep = _walk(model, given, torch)
+    else:
+        walked = _walk(model, tuple(part.numpy() for part in given), np)
+        path, position, velocity, creep = (torch.from_numpy(part) for part in walked)
+    return path, DriftState(position, velocity, creep, state.distortion)
+
+
+def _walk(model: DriftModel, given: tuple[Any, ...], xp: Any) -> tuple[Any, Any, Any, Any]:
+    """Displacements (B, J, 2), and position, velocity and creep (B, 2) at the end, in the arrays of `xp`.
+
+    `given` are position, velocity and creep (B, 2) before, the steps (B, J) in s, and normals (B, J, 3, 2).
+    """
+    position, velocity, creep, dt_s, noise = given
     tau = model.correlation_s
     scaled = (dt_s / tau)[..., None]  # (B, J, 1)
-    gone = -torch.expm1(-scaled)
+    gone = -xp.expm1(-scaled)
     # Exact covariance of an integrated Ornstein-Uhlenbeck step, for a velocity of variance s2 on each axis.
-    velocity_variance = -torch.expm1(-2.0 * scaled)
-    to_path = gone * gone / torch.sqrt(velocity_variance.clamp(min=1e-30))
-    rest = (_path_variance(scaled, gone, velocity_variance) - to_path * to_path).clamp(min=0.0)
+    velocity_variance = -xp.expm1(-2.0 * scaled)
+    to_path = gone * gone / xp.sqrt(xp.clip(velocity_variance, 1e-30, None))
+    rest = xp.clip(_path_variance(scaled, gone, velocity_variance, xp) - to_path * to_path, 0.0, None)
     sigma = model.speed_ang_per_s / 2.0**0.5
-    first, second, third = noise.unbind(2)
-    kick = sigma * torch.sqrt(velocity_variance) * first
-    wander = sigma * tau * (to_path * first + torch.sqrt(rest) * second)
-    elapsed = torch.cumsum(dt_s, dim=1)
-    velocity = _velocities(state.velocity_ang_per_s, elapsed / tau, kick)  # (B, J + 1, 2)
-    stride = velocity[:, :-1] * gone * tau + wander
+    kick = sigma * xp.sqrt(velocity_variance) * noise[:, :, 0]
+    wander = sigma * tau * (to_path * noise[:, :, 0] + xp.sqrt(rest) * noise[:, :, 1])
+    elapsed = xp.cumsum(dt_s, 1)
+    velocities = _velocities(velocity, elapsed / tau, kick, xp)  # (B, J + 1, 2)
+    stride = velocities[:, :-1] * gone * tau + wander
     if model.diffusion_ang2_per_s > 0.0:
-        stride = stride + (2.0 * model.diffusion_ang2_per_s * dt_s).sqrt()[..., None] * third
-    position = state.position_ang[:, None] + torch.cumsum(stride, dim=1)
-    creep = state.creep_ang[:, None] * torch.exp(-elapsed[..., None] / model.settling_s)
-    after = DriftState(position[:, -1], velocity[:, -1], creep[:, -1], state.distortion)
-    return position - creep, after
+        stride = stride + xp.sqrt(2.0 * model.diffusion_ang2_per_s * dt_s)[..., None] * noise[:, :, 2]
+    places = position[:, None] + xp.cumsum(stride, 1)
+    creeps = creep[:, None] * xp.exp(-elapsed[..., None] / model.settling_s)
+    return places - creeps, places[:, -1], velocities[:, -1], creeps[:, -1]
 
 
 def row_times_s(shape: tuple[int, int], dwell_s: Tensor, flyback_s: float) -> Tensor:
@@ -134,24 +148,25 @@ def distort(state: DriftState, xy_ang: Tensor) -> Tensor:
     return xy_ang @ state.distortion.transpose(1, 2)
 
 
-def _path_variance(scaled: Tensor, gone: Tensor, gone_twice: Tensor) -> Tensor:
+def _path_variance(scaled: Any, gone: Any, gone_twice: Any, xp: Any) -> Any:
     """2 x - 3 + 4 exp(-x) - exp(-2x): variance of the path in units of (sigma tau)^2, after x correlation times.
 
     `gone` is 1 - exp(-x), `gone_twice` 1 - exp(-2x).
     """
     exact = 2.0 * scaled - 4.0 * gone + gone_twice
     # The terms cancel to third order, which float32 can not carry below x of about 0.1.
-    cube = scaled**3
-    series = cube * (2.0 / 3.0 - 0.5 * scaled + (7.0 / 30.0) * scaled**2 - cube / 12.0)
-    return torch.where(scaled < 0.1, series, exact)
+    square = scaled * scaled
+    cube = square * scaled
+    series = cube * (2.0 / 3.0 - 0.5 * scaled + (7.0 / 30.0) * square - cube / 12.0)
+    return xp.where(scaled < 0.1, series, exact)
 
 
-def _velocities(start: Tensor, elapsed: Tensor, kick: Tensor) -> Tensor:
+def _velocities(start: Any, elapsed: Any, kick: Any, xp: Any) -> Any:
     """Velocities (B, J + 1, 2) before, between and after steps that end at `elapsed` (B, J) correlation times.
 
     Each kick (B, J, 2) decays from the end of its step: a triangular product instead of a loop over the steps.
     """
     age = elapsed[:, :, None] - elapsed[:, None, :]  # (B, J, J), of kick i at the end of step j
-    decay = torch.tril(torch.exp(-age.clamp(min=0.0)))
-    later = start[:, None] * torch.exp(-elapsed)[..., None] + torch.bmm(decay, kick)
-    return torch.cat((start[:, None], later), dim=1)
+    decay = xp.tril(xp.exp(-xp.clip(age, 0.0, None)))
+    later = start[:, None] * xp.exp(-elapsed)[..., None] + xp.matmul(decay, kick)
+    return xp.concatenate((start[:, None], later), 1)
