@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -35,7 +35,7 @@ __all__ = ["BEYOND", "PARAMETERS", "STAYED", "JumpFit", "Transitions", "fit", "j
 FEWEST_JUMPS = 10  # fewer do not tell five numbers
 _LOW = (1e-5, 0.0, 0.05, 0.1, 1e-8)
 _HIGH = (1e2, 3.0, 3.0, 10.0, 10.0)
-_ROWS = 8192  # parts of exposures that are worked on at a time
+_ROWS = 512  # transitions that are worked on at a time: of about as many parts each
 _FLOOR = PARAMETERS.index("floor_per_s")
 _CENTRE = PARAMETERS.index("centre_bonds")
 
@@ -175,19 +175,20 @@ class _Problem:
     """The negative log likelihood of some transitions, its slope, and the way down."""
 
     def __init__(self, transitions: Transitions, reference_pa: float) -> None:
-        self.transitions, self.reference_pa = transitions, reference_pa
+        self.reference_pa = reference_pa
+        self._parts = _alike(transitions)
         seconds = transitions.part_s.sum(1) + transitions.frame_s
         self.floor_seconds = float((3.0 * seconds * transitions.current_pa).sum()) / reference_pa
 
     def value(self, values: Tensor) -> float:
         """Negative log likelihood of parameters (5,)."""
         with torch.no_grad():
-            return -sum(float(log_likelihood(values, part, self.reference_pa)) for part in self._parts())
+            return -sum(float(log_likelihood(values, part, self.reference_pa)) for part in self._parts)
 
     def slope(self, values: Tensor) -> tuple[float, Tensor]:
         """Negative log likelihood and its gradient (5,)."""
         total, gradient = 0.0, torch.zeros_like(values)
-        for part in self._parts():
+        for part in self._parts:
             leaf = values.detach().requires_grad_(True)
             height = -log_likelihood(leaf, part, self.reference_pa)
             total += float(height.detach())
@@ -234,10 +235,17 @@ class _Problem:
         matrix = torch.stack(rows) if rows else torch.zeros(0, 0, dtype=torch.float64)
         return 0.5 * (matrix + matrix.T)
 
-    def _parts(self) -> Sequence[Transitions]:
-        count = max(1, _ROWS // self.transitions.part_s.shape[1])
-        rows = torch.arange(len(self.transitions))
-        return [take_rows(self.transitions, some) for some in rows.split(count)]
+
+def _alike(transitions: Transitions) -> list[Transitions]:
+    """Transitions of about as many parts together, so that short exposures do not cost what long ones do."""
+    order = torch.arange(1, transitions.part_s.shape[1] + 1)
+    used = ((transitions.part_s > 0.0) * order).amax(1).clamp(min=1)
+    groups = []
+    for rows in used.argsort(stable=True).split(_ROWS):
+        most = int(used[rows].max())
+        group = take_rows(transitions, rows)
+        groups.append(replace(group, to_beam_ang=group.to_beam_ang[:, :most], part_s=group.part_s[:, :most]))
+    return groups
 
 
 def _inner(values: Tensor, free: Sequence[int]) -> Tensor:
