@@ -1,4 +1,4 @@
-"""The `stem-gym` command: list, show, check, train, bench, deploy, demo.
+"""The `stem-gym` command: list, show, check, train, bench, deploy, fit-rates, demo.
 
 Exit codes: 0 done; 1 a check or a demanded figure failed; 2 bad input; 130 stopped by Ctrl-C, 143 by
 SIGTERM, what was done is kept.
@@ -229,6 +229,42 @@ class Deploy(Common):
 
 
 @dataclass(frozen=True)
+class FitRates(Common):
+    """Learn the jump-rate map of a doped sheet from recorded episodes, and write it as a configuration."""
+
+    recordings: Positional[tuple[Path, ...]] = tyro.MISSING
+    """Recordings (HDF5), or folders of them."""
+    out: Path | None = None
+    """YAML file for the rates; what the simulator loads as overrides."""
+    sds: float = 0.0
+    """Half the width of the ranges that are written, in standard deviations; 0 writes the estimates alone."""
+    reference_pa: float = 100.0
+    """Beam current that the rates are for."""
+    level: float = 0.9
+    """Level of the intervals that are told."""
+    fix: Texts = ()
+    """Give a parameter instead of fitting it: NAME=VALUE, such as anisotropy=1."""
+
+    def run(self, screen: Console) -> int:
+        from stem_gym.jobs import fit_rates
+        from stem_gym.jobs.progress import Progress
+
+        fixed = parse_overrides(self.fix)
+        job = fit_rates.FitJob(self.recordings, self.sds, self.reference_pa, self.level, fixed)
+        with Progress(screen) as progress:
+            rates = fit_rates.fit_rates(job, progress.update)
+        if self.out is not None:
+            fit_rates.write_rates(rates, self.out)
+        if self.json:
+            _print_json(rates.as_data())
+        else:
+            screen.print(rates.table())
+        if self.out is not None:
+            screen.print(f"Written to {self.out}")
+        return OK
+
+
+@dataclass(frozen=True)
 class Demo(Common):
     """Benchmark, train, deploy to Nion Swift and draw it all, in under ten minutes on two cores."""
 
@@ -248,7 +284,16 @@ class Demo(Common):
         return FAILED if result.skipped else OK
 
 
-_COMMANDS = {"list": List, "show": Show, "check": Check, "train": Train, "bench": Bench, "deploy": Deploy, "demo": Demo}
+_COMMANDS = {
+    "list": List,
+    "show": Show,
+    "check": Check,
+    "train": Train,
+    "bench": Bench,
+    "deploy": Deploy,
+    "fit-rates": FitRates,
+    "demo": Demo,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

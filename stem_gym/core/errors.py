@@ -38,6 +38,10 @@ class RecordError(StemGymError, ValueError):
     """A recording that can not be written or read."""
 
 
+class DataError(StemGymError, ValueError):
+    """Measured data that make no sense, or too little of them for what was asked."""
+
+
 class ValidRangeError(StemGymError, ValueError):
     """A surrogate was asked outside the range that it was trained and tested in."""
 
