@@ -70,7 +70,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values; it holds {type(data).__name__}.")
+    _check_keys(data, path)
     return data
+
+
+def _check_keys(data: Any, path: Path) -> None:
+    """Refuse keys that are no text: YAML 1.1 reads yes, no, on, off, true, false and numbers as something else."""
+    for key, value in data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ():
+        if isinstance(data, dict) and not isinstance(key, str):
+            raise ConfigError(f"{path}: a key must be text; given {key!r} ({type(key).__name__}). Put it in quotes.")
+        _check_keys(value, path)
 
 
 def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:

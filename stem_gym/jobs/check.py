@@ -101,7 +101,20 @@ def _vector(id: str, overrides: Overrides) -> None:
         lambda **asked: gymnasium.make_vec(id, **asked, **short),
         lambda: gymnasium.make(id, disable_env_checker=True, **short),
         events=_EVENTS,
+        staggered=_steps_differ(id, overrides),
     )
+
+
+def _steps_differ(id: str, overrides: Overrides) -> bool:
+    """Whether actions take different times, so that rows can end at different steps."""
+    env = gymnasium.make_vec(id, num_envs=4, **overrides)
+    try:
+        env.action_space.seed(0)
+        env.reset(seed=0)
+        seconds = env.step(env.action_space.sample())[4]["seconds"]
+        return bool(seconds.max() > seconds.min())
+    finally:
+        env.close()
 
 
 def _picture(id: str, overrides: Overrides) -> None:

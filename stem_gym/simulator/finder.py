@@ -42,7 +42,7 @@ class Finder(Config):
     """e/Å² of a frame at 40 pA, 2 s and 25 Å"""
     missed: float = Field(default=0.0, ge=0, lt=1)
     """share of dopants that a frame does not show"""
-    false: float = Field(default=0.0, ge=0, lt=1)
+    spurious: float = Field(default=0.0, ge=0, lt=1)
     """share of places that are anywhere in the frame instead"""
 
     def find(self, near: Beside, there: Tensor, view: View, streams: Streams, rows: Tensor) -> dict[str, Tensor]:
@@ -56,9 +56,9 @@ class Finder(Config):
         place = nearest_image(near.dopant_ang + view.offset_ang.unsqueeze(1), view.cell_ang.unsqueeze(1))
         place = (place + self.position_sd_ang * blur * noise[:, :slots]) / view.fov_ang[:, None, None] + 0.5
         corner, size = view.region.unsqueeze(1).split(2, dim=2)
-        if self.missed > 0.0 or self.false > 0.0:
+        if self.missed > 0.0 or self.spurious > 0.0:
             uniform = streams.uniform(rows, (slots, 4))
-            place = torch.where(uniform[..., :1] < self.false, corner + size * uniform[..., 2:], place)
+            place = torch.where(uniform[..., :1] < self.spurious, corner + size * uniform[..., 2:], place)
             place = torch.where(uniform[..., 1:2] < self.missed, torch.nan, place)
         seen = ((place >= corner) & (place <= corner + size)).all(-1) & there
         place = torch.where(seen.unsqueeze(-1), place, torch.nan)

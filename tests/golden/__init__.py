@@ -32,8 +32,7 @@ def trace(id: str, actions: np.ndarray | None = None) -> dict[str, Any]:
     env = gymnasium.make(id, disable_env_checker=True)
     space = env.action_space
     if actions is None:
-        numbers = np.random.Generator(np.random.PCG64(SEED)).uniform(space.low, space.high, (STEPS, *space.shape))
-        actions = numbers.astype(space.dtype).round(3)
+        actions = _uniform_actions(space)
     observation, info = env.reset(seed=SEED)
     steps = [_summary(observation, info, None)]
     for action in np.asarray(actions, dtype=space.dtype):
@@ -43,6 +42,15 @@ def trace(id: str, actions: np.ndarray | None = None) -> dict[str, Any]:
             break
     env.close()
     return {"id": id, "seed": SEED, "actions": np.asarray(actions).round(3).tolist(), "steps": steps}
+
+
+def _uniform_actions(space: gymnasium.Space[Any]) -> np.ndarray:
+    """STEPS actions, drawn from the space by a generator of their own."""
+    generator = np.random.Generator(np.random.PCG64(SEED))
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return generator.integers(space.start, space.start + space.n, STEPS)
+    assert isinstance(space, gymnasium.spaces.Box)
+    return generator.uniform(space.low, space.high, (STEPS, *space.shape)).astype(space.dtype).round(3)
 
 
 def differences(given: dict[str, Any], kept: dict[str, Any]) -> list[str]:

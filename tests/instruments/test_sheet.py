@@ -157,7 +157,7 @@ def test_the_errors_of_the_finder_fall_with_the_root_of_the_dose(seconds, blur):
 
 
 def test_atoms_are_missed_and_seen_where_none_are_as_often_as_it_says():
-    instrument = column(4000, finder=EXACT | {"missed": 0.1, "false": 0.2}, kinetics=NEVER)
+    instrument = column(4000, finder=EXACT | {"missed": 0.1, "spurious": 0.2}, kinetics=NEVER)
     truth, seen = true_place(instrument), scan(instrument).data[ATOMS]
     missed = seen.isnan().all(-1)
     wrong = (seen - truth).norm(dim=-1) * FOV_ANG > 0.01
