@@ -23,6 +23,7 @@ from stem_gym.core.config import Config, parse
 from stem_gym.core.errors import PolicyError
 
 FRESH, SHIPPED = "fresh", "shipped"
+_LOG_STD = -1.0  # of the exploration at the start, where nothing is pointed at
 
 
 class Settings(Config):
@@ -93,7 +94,7 @@ def train(
     env = gymnasium.make_vec(id, num_envs=1, **(overrides or {}))
     face = face_of(env)
     env.close()
-    chosen = {"weights": FRESH, **(settings or {})}
+    chosen = {"weights": FRESH, "network": network_for(face), **(settings or {})}
     policy = Ppo(face, parse(Settings, chosen, "settings of the agent 'ppo'"))
 
     def save(network: PointingNetwork, facts: Mapping[str, Any]) -> None:
@@ -103,6 +104,15 @@ def train(
     run = Run(id, Path(out), parse(Training, training, "training settings"), save, overrides or {}, quiet)
     train_network(run, policy.settings.network, None if imitation is None else _warm_start(run, imitation), resume)
     return policy
+
+
+def network_for(face: Face) -> dict[str, Any]:
+    """Settings of the network that suit an environment: one that points where there is a picture with its region."""
+    observation, action = face.observation_space, face.action_space
+    points = isinstance(observation, gymnasium.spaces.Dict) and {"image", "region"} <= observation.spaces.keys()
+    if points or not isinstance(action, gymnasium.spaces.Box):
+        return {}
+    return {"place": None, "log_std": (_LOG_STD,) * int(np.prod(action.shape))}
 
 
 def _warm_start(run: Any, imitation: Mapping[str, Any]) -> Any:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks import fabrication
 from benchmarks.leaderboard import markdown
 
 HERE = Path(__file__).resolve().parent
@@ -55,13 +56,14 @@ def _leaderboard(stored: Mapping[str, Any]) -> str:
 def _throughput(stored: Mapping[str, Any]) -> str:
     machine = stored["machine"]
     lines = [
-        f"Speed on one core of {machine['cpu']} (`python benchmarks/throughput.py`; random actions, AtomTargeting-v0, "
-        "CPU time):",
+        f"Speed on one core of {machine['cpu']} (`python benchmarks/throughput.py`; random actions, AtomTargeting-v0 "
+        "where no other is named, CPU time):",
         "",
         "| what | steps a second |",
         "|---|---|",
     ]
     lines += [_speed_line(entry, "core") for entry in stored["ours"]]
+    lines += [_speed_line(entry, "core") for entry in stored.get("beside", [])]
     lines += [_speed_line(entry, machine["gpu"]) for entry in stored.get("gpu", [])]
     lines += [f"| {entry['name']} | {entry['steps_per_s']:,.0f} |" for entry in stored["others"]]
     kept = stored["memory"]
@@ -77,7 +79,13 @@ def _speed_line(entry: Mapping[str, Any], where: str) -> str:
     parts = ", ".join(f"{name} {share:.0%}" for name, share in entry["share_of_time"].items() if share >= 0.005)
     rows = f"{entry['rows']:,} row" + ("s" if entry["rows"] > 1 else "")
     place = "" if where == "core" else f" on {where}"
-    return f"| **stem_gym**, {rows}{place} ({parts}) | {entry['steps_per_s']:,.0f} |"
+    name = entry.get("id", "").removeprefix("stem_gym/")
+    which = "" if name in ("", "AtomTargeting-v0") else f" {name},"
+    return f"| **stem_gym**,{which} {rows}{place} ({parts}) | {entry['steps_per_s']:,.0f} |"
+
+
+def _fabrication(stored: Mapping[str, Any]) -> str:
+    return f"Agents that move atoms (`python benchmarks/fabrication.py`):\n\n{fabrication.markdown(stored)}"
 
 
 def _start_up(stored: Mapping[str, Any]) -> str:
@@ -109,6 +117,7 @@ def _fidelity(stored: Mapping[str, Any]) -> str:
 
 _SECTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "leaderboard": _leaderboard,
+    "fabrication": _fabrication,
     "throughput": _throughput,
     "fidelity": _fidelity,
     "start_up": _start_up,

@@ -30,10 +30,11 @@ from rich.console import Console
 from rich.table import Table
 
 import stem_gym
-from stem_gym.instruments import simulated
-from stem_gym.simulator import imaging
+from stem_gym.instruments import sheet, simulated
+from stem_gym.simulator import imaging, kinetics
 
 ENV_ID = "stem_gym/AtomTargeting-v0"
+BESIDE = {"stem_gym/BeamFabrication-v0": [1, 256, 4096], "stem_gym/BeamFabrication-image-v0": [256]}
 ATARI_ROWS = 64
 WARM_UP = 5
 
@@ -56,12 +57,17 @@ def main() -> None:
         "id": ENV_ID,
         "versions": {"stem_gym": stem_gym.__version__, "torch": torch.__version__, "gymnasium": gymnasium.__version__},
         "machine": machine(),
-        "ours": [ours(rows, arguments.seconds, "cpu") for rows in arguments.rows],
+        "ours": [ours(ENV_ID, rows, arguments.seconds, "cpu") for rows in arguments.rows],
+        "beside": [
+            ours(id, rows, arguments.seconds, "cpu")
+            for id, sizes in BESIDE.items()
+            for rows in (sizes if not arguments.quick else [64])
+        ],
         "others": others(arguments.seconds),
         "memory": memory(arguments.memory_steps),
     }
     if torch.cuda.is_available():
-        results["gpu"] = [ours(rows, arguments.seconds, "cuda") for rows in (256, 4096)]
+        results["gpu"] = [ours(ENV_ID, rows, arguments.seconds, "cuda") for rows in (256, 4096)]
     report(results)
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / ("throughput-quick.json" if arguments.quick else "throughput.json")
@@ -79,11 +85,11 @@ def machine() -> dict[str, str]:
     return {"cpu": cpu, "cores": str(os.cpu_count()), "gpu": gpu, "python": platform.python_version()}
 
 
-def ours(rows: int, seconds: float, device: str) -> dict[str, Any]:
+def ours(id: str, rows: int, seconds: float, device: str) -> dict[str, Any]:
     """Steps per second of our environment, and what the time went into."""
     clock = _clock(device)
     if rows == 1:
-        env: Any = gymnasium.make(ENV_ID, device=device)
+        env: Any = gymnasium.make(id, device=device)
         actions: Any = [env.action_space.sample() for _ in range(64)]
         env.reset(seed=0)
 
@@ -91,9 +97,10 @@ def ours(rows: int, seconds: float, device: str) -> dict[str, Any]:
             if env.step(action)[2]:
                 env.reset()
     else:
-        env = gymnasium.make_vec(ENV_ID, num_envs=rows, device=device)
+        env = gymnasium.make_vec(id, num_envs=rows, device=device)
         rng = np.random.default_rng(0)
-        actions = [rng.uniform(-1.0, 1.0, (rows, 5)).astype(np.float32) for _ in range(16)]
+        numbers = env.single_action_space.shape
+        actions = [rng.uniform(-1.0, 1.0, (rows, *numbers)).astype(np.float32) for _ in range(16)]
         env.reset(seed=0)
         step = env.step
     for action in actions[:WARM_UP]:  # compiles the noise
@@ -107,19 +114,23 @@ def ours(rows: int, seconds: float, device: str) -> dict[str, Any]:
     env.close()
     parts = {name: spent / total for name, spent in shares.items()}
     parts["bookkeeping"] = 1.0 - sum(parts.values())
-    return {"rows": rows, "device": device, "steps_per_s": rate, "share_of_time": parts, "timed_calls": count}
+    return {"id": id, "rows": rows, "device": device, "steps_per_s": rate, "share_of_time": parts, "timed_calls": count}
 
 
 @contextlib.contextmanager
 def _timed(shares: dict[str, float], clock: Callable[[], float]) -> Iterator[None]:
     """Add up the time in noise, rendering of expected images, and resets."""
-    microscope = simulated.SimulatedMicroscope
     places = [
+        ("resets", simulated.SimulatedMicroscope, "reset"),
+        ("resets", sheet.SheetMicroscope, "reset"),
+        ("kinetics", kinetics.Kinetics, "next_event"),
+        ("kinetics", kinetics.Kinetics, "next_in_frame"),
+        ("noise", sheet, "detect"),
+        ("drift", sheet, "advance"),
         ("noise", simulated, "detect"),
         ("rendering", imaging, "scan_image"),
         ("rendering", imaging, "probe_signal"),
         ("drift", simulated, "advance"),
-        ("resets", microscope, "reset"),
     ]
     originals = [(owner, name, getattr(owner, name)) for _, owner, name in places]
 
@@ -237,12 +248,16 @@ def report(results: dict[str, Any]) -> None:
     """The figures as tables."""
     console = Console()
     best = max(entry["steps_per_s"] for entry in results["ours"])
-    table = Table(
-        "rows", "device", "steps/s", "share of time", title=f"{ENV_ID}, one core of {results['machine']['cpu']}"
-    )
-    for entry in results["ours"] + results.get("gpu", []):
+    table = Table("id", "rows", "device", "steps/s", "share of time", title=f"one core of {results['machine']['cpu']}")
+    for entry in results["ours"] + results["beside"] + results.get("gpu", []):
         parts = ", ".join(f"{name} {share:.0%}" for name, share in entry["share_of_time"].items())
-        table.add_row(str(entry["rows"]), entry["device"], f"{entry['steps_per_s']:,.0f}", parts)
+        table.add_row(
+            entry["id"].removeprefix("stem_gym/"),
+            str(entry["rows"]),
+            entry["device"],
+            f"{entry['steps_per_s']:,.0f}",
+            parts,
+        )
     console.print(table)
     table = Table("beside it", "steps/s", "ours, best batch / this")
     for entry in results["others"]:

@@ -1,6 +1,6 @@
 """Put a trained policy among those that ship, with its curve and a page of measured figures.
 
-python -m agents.learning.ship RUN [--episodes 100] [--seed 7] [--against uniform,raster,lock_on]
+python -m agents.learning.ship RUN [--episodes 100] [--seed 7] [--against uniform,greedy]
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from agents.engine.roster import load, make
 from agents.engine.storage import ARRAYS, CONTRACT, read_contract, write_whole
 from agents.learning.curve import FILE as CURVE
 from agents.learning.imitation import Imitation
+from agents.learning.network import NetworkSettings
 from agents.learning.training import Training
 from stem_gym.core.errors import StemGymError
 
@@ -32,6 +33,9 @@ _FIGURES = {
     "targets_served": "targets served",
     "useful_share": "useful share of electrons",
     "pointing_error_pm": "pointing error / pm",
+    "goal_s": "time to the goal where it was reached / s",
+    "jumps": "jumps",
+    "lost_atoms": "vacancies made",
     "seconds": "microscope time / s",
     "measurements": "actions",
 }
@@ -52,7 +56,8 @@ def ship(run: Path, episodes: int, seed: int, against: Sequence[str]) -> Path:
     for name in (ARRAYS, CONTRACT, CURVE, "curve.png"):
         if (run / name).exists():
             shutil.copyfile(run / name, folder / name)
-    evaluation = {name: {key: _mean(rows, key) for key in _FIGURES} for name, rows in results.items()}
+    known = [key for key in _FIGURES if all(any(key in row for row in rows) for rows in results.values())]
+    evaluation = {name: {key: _mean(rows, key) for key in known} for name, rows in results.items()}
     facts = {"episodes": episodes, "seed": seed, "mean_and_standard_error": evaluation}
     write_whole(folder / "evaluation.json", (json.dumps(facts, indent=1) + "\n").encode())
     write_whole(folder / "README.md", page(contract, evaluation, episodes, seed).encode())
@@ -65,9 +70,9 @@ def page(contract: Mapping[str, Any], evaluation: Mapping[str, Any], episodes: i
     names = list(evaluation)
     table = ["| mean ± standard error | " + " | ".join(f"`{name}`" for name in names) + " |"]
     table.append("|---|" + "---|" * len(names))
-    for key, title in _FIGURES.items():
+    for key in evaluation[names[0]]:
         cells = (f"{mean:.3g} ± {error:.2g}" for mean, error in (evaluation[name][key] for name in names))
-        table.append(f"| {title} | " + " | ".join(cells) + " |")
+        table.append(f"| {_FIGURES[key]} | " + " | ".join(cells) + " |")
     warm = training.get("warm_start")
     start = f"Warm start: {warm['from']}; the rest is reinforcement learning.\n\n" if warm else ""
     return f"""# {contract["agent"]} for {contract["id"]}
@@ -94,6 +99,8 @@ def command(contract: Mapping[str, Any]) -> str:
     training = contract["training"]
     words = [f"stem-gym train {contract['agent']} {contract['id']} --out RUN"]
     words += _differences(training["settings"], Training)
+    if network := _changed(contract["settings"].get("network", {}), NetworkSettings):
+        words.append(f"--with 'network={json.dumps(network, separators=(',', ':'))}'")
     if warm := training.get("warm_start"):
         inner = json.dumps(_changed(warm, Imitation), separators=(",", ":"))
         words.append(f"--with 'imitation={inner}'")
@@ -123,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="folder of the training run")
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--against", default="uniform,raster,lock_on", help="agents to compare with")
+    parser.add_argument("--against", default="uniform", help="agents to compare with (default: uniform)")
     given = parser.parse_args(argv)
     try:
         folder = ship(given.run, given.episodes, given.seed, given.against.split(","))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +22,12 @@ __all__ = ["from_surrogate"]
 
 _LOWEST_EV = 11.0  # nothing happens below it at any site, in any direction
 _FLOOR = 0.02  # what the network gives less than this is its own floor, not an outcome of the reference
+_EVENTS = {
+    "exchange_barn": "Si and C change places",
+    "ejection_barn": "C beside Si leaves",
+    "edge_barn": "C beside a vacancy leaves",
+    "pristine_barn": "C leaves the perfect sheet",
+}
 _AZIMUTHS, _TRANSFERS, _VELOCITIES = 12, 48, 24
 
 
@@ -59,17 +66,22 @@ def from_surrogate(
     )
 
 
+def table(energies_kev: Sequence[float]) -> str:
+    """Cross sections in barn of both sources as Markdown, a row for each event and energy."""
+    model = KineticsModel()
+    lines = ["| event | energy / keV | thresholds / barn | surrogate / barn |", "|---|---|---|---|"]
+    pairs = [(energy, from_thresholds(model, energy), from_surrogate(model, energy)) for energy in energies_kev]
+    for name, told in _EVENTS.items():
+        lines += [f"| {told} | {e:g} | {getattr(a, name):.3g} | {getattr(b, name):.3g} |" for e, a, b in pairs]
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Print the cross sections of both."""
     parser = argparse.ArgumentParser(description="Cross sections in barn: calibrated thresholds and surrogate.")
     parser.add_argument("--energies", type=float, nargs="+", default=[60.0, 80.0, 100.0], help="beam energies in keV")
     given = parser.parse_args(arguments)
-    model = KineticsModel()
-    print(f"{'event':24s}" + "".join(f"{energy:>14.0f} keV          " for energy in given.energies))
-    tables = [(from_thresholds(model, energy), from_surrogate(model, energy)) for energy in given.energies]
-    for name in vars(tables[0][0]):
-        cells = "".join(f"{getattr(a, name):12.3g} {getattr(b, name):12.3g}   " for a, b in tables)
-        print(f"{name:24s}{cells}")
+    print(table(given.energies))
 
 
 if __name__ == "__main__":
