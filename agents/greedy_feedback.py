@@ -27,11 +27,11 @@ class Settings(Config):
 
     offset_ang: float = Field(1.42, gt=0, le=10)
     """distance of the beam from the followed atom, towards the chosen neighbour"""
-    dwell_s: float = Field(5.0, gt=0)
+    dwell_s: float = Field(4.0, gt=0)
     """longest dwell; the nearest one that the task allows is taken"""
     rise: float = Field(0.5, gt=0)
     """relative rise of the signal within a dwell that means: the atom jumped, look where it is"""
-    trust_s: float = Field(10.0, ge=0)
+    trust_s: float = Field(7.0, ge=0)
     """a frame is taken at the latest when the last one is so old"""
 
 

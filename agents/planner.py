@@ -22,9 +22,9 @@ from agents.engine.values import Menu, Plan, places_around, places_on_bonds, sol
 from agents.policy import Array, Face, Observation, Policy
 from stem_gym.core.config import Config
 
-# Flux of a 60 keV, 34 mrad, 40 pA probe with a source of 0.7 Å at a carbon atom, times the mean exchange cross section
-# of the two sides of the sheet (0.056 and 0.124 barn), smeared by an aim that is 0.15 Å off on each axis.
-AT_60_KEV = SpotLaw(peak_per_s=0.155, width_ang=0.968, power=3.13)
+# Flux of a 60 keV, 34 mrad, 40 pA probe with a source of 0.7 Å at a carbon atom, times the exchange cross section of
+# 0.124 barn, smeared by an aim that is 0.15 Å off on each axis.
+AT_60_KEV = SpotLaw(peak_per_s=0.214, width_ang=0.968, power=3.13)
 # Ids whose rates are published as another law.
 LAWS: dict[str, JumpLaw] = {
     "stem_gym/BeamFabrication-lorentzian-v0": TOY,
