@@ -211,6 +211,8 @@ def test_carbon_beside_a_dopant_is_ejected_and_not_knocked_out():
     event, _ = world.first(world.beam(place, [1000.0]))
     shares = [float((event.kind == kind).float().mean()) for kind in (EXCHANGE, EJECTION, KNOCK_OUT)]
     density = world.densities(place)
+    around = world.sheet.neighbours[world.rows, world.sheet.dopant[:, 0]]
+    assert not ((around == event.site[:, None]).any(1) & (event.kind == KNOCK_OUT)).any()
     own = density.gather(1, world.sheet.neighbours[world.rows, world.sheet.dopant[:, 0]]).sum(1)
     others = density.sum(1) - own - density.gather(1, world.sheet.dopant).squeeze(1)
     weights = torch.stack((16.651 * own, 9.198 * own, 0.3363 * others)).mean(1)

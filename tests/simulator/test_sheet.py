@@ -104,7 +104,7 @@ def test_fourfold_silicon_stays_where_it_is():
     assert (~world.sheet.present[world.rows, gone]).all() and world.sheet.lost.eq(1).all()
     assert torch.equal(world.sheet.vacancy[world.rows, world.sheet.open.float().argmax(1)], gone)
     allowed = look(world.sheet, world.rows).allowed[:, 0]  # (B, 3, 5)
-    assert not allowed[..., EXCHANGE].any() and not allowed[..., ROTATION].any()
+    assert not allowed[..., [EXCHANGE, ROTATION, REPLACEMENT]].any()
     assert allowed[..., EJECTION].float().mean((0,)).tolist() == [1.0, 0.0, 1.0]
     world.dwell(world.beam(world.neighbour_ang(0), [30.0]))
     assert world.sheet.jumps.eq(0).all()

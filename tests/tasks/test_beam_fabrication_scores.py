@@ -139,20 +139,26 @@ def test_the_observation_holds_no_truth(id):
     start(env)
     begin, played = env.snapshot(), []
     for _ in range(4):
+<<<<<<< HEAD
         action = greedy(env)
         played.append((action, env.step(action)))
         if played[-1][1].terminated.any():
             break
+=======
+        action, rows = greedy(env), (~env.ended).nonzero().squeeze(1)
+        played.append((action, rows, env.step(action, rows)))
+>>>>>>> fab-tests
 
     def lies() -> Mapping[str, Tensor]:
         truth = dict(type(env.instrument).truth(env.instrument))
-        return truth | {"dopant_xy_ang": truth["dopant_xy_ang"] + 1.7, "lost_atoms": truth["lost_atoms"] + 1}
+        return truth | {"dopant_xy_ang": truth["dopant_xy_ang"] + 0.1, "lost_atoms": truth["lost_atoms"] + 1}
 
     env.restore(begin)
     env.instrument.truth = lies
     differs = False
-    for action, one in played:
-        other = env.step(action)
+    for action, rows, one in played:
+        env.ended = env.ended.index_fill(0, rows, False)  # where they are judged otherwise, they go on
+        other = env.step(action, rows)
         assert one.observation.keys() == other.observation.keys()
         for key in one.observation:
             assert torch.equal(one.observation[key], other.observation[key]), key
