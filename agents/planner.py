@@ -118,14 +118,14 @@ def _orders(count: int) -> Array:
 
 def menu_of(place: Workplace, settings: Settings) -> Menu:
     """What the task lets an agent do in a step."""
-    late_s = place.dwell_max_s / place.trace if place.stops else None
+    late = 1.5 / place.trace if place.stops else None  # half a sample until the jump's own ends, and the next one
     step_s = place.frame_s + settings.overhead_s
     if place.dwells_s:
-        return Menu(places_on_bonds(place.aim_bonds), place.dwells_s, step_s, late_s)
+        return Menu(places_on_bonds(place.aim_bonds), place.dwells_s, step_s, late)
     places = places_around(settings.place_step_ang, place.reach_ang, settings.place_angles)
     count = settings.dwells if place.dwell_min_s < place.dwell_max_s else 1
     dwells = np.geomspace(place.dwell_min_s, place.dwell_max_s, count) if count > 1 else [place.dwell_max_s]
-    return Menu(places, tuple(float(dwell) for dwell in dwells), step_s, late_s)
+    return Menu(places, tuple(float(dwell) for dwell in dwells), step_s, late)
 
 
 POLICY = Planner

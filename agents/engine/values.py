@@ -36,7 +36,7 @@ class Menu:
     places_ang: tuple[tuple[float, float], ...]  # of the beam, in the atom's own frame
     dwells_s: tuple[float, ...]
     step_s: float  # cost beside the dwell: a frame and its overhead
-    stop_late_s: float | None = None  # where a dwell ends at the first jump: how much later; None: it does not end
+    stop_late: float | None = None  # where the first jump ends a dwell: how late, as part of the dwell; None: no end
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ def landings(law: JumpLaw, menu: Menu) -> tuple[Array, Array]:
     places, dwells = np.array(menu.places_ang), np.array(menu.dwells_s)
     beam = places[:, None] - patch.sites_ang  # (n, P, 2) from each site
     rates = law.rates(beam, patch.sign[:, None, None] * BONDS_ANG) * (patch.neighbours >= 0)  # (n, P, 3)
-    if menu.stop_late_s is not None:
+    if menu.stop_late is not None:
         rates[:, 1:] = 0.0
     leaving = rates.sum(axis=2)
     fastest = max(float(leaving.max()), 1e-12)
@@ -97,16 +97,15 @@ def landings(law: JumpLaw, menu: Menu) -> tuple[Array, Array]:
     for weight in _poisson(fastest * dwells):
         found += weight[:, None] * share[:, None]
         share = share + ((into * share[:, patch.neighbours]).sum(axis=2) - leaving * share) / fastest
-    return found.reshape(-1, leaving.shape[1]), _expected_dwell(leaving[:, :1], dwells, menu.stop_late_s).reshape(-1)
+    return found.reshape(-1, leaving.shape[1]), _expected_dwell(leaving[:, :1], dwells, menu.stop_late).reshape(-1)
 
 
-def _expected_dwell(leaving: Array, dwells_s: Array, stop_late_s: float | None) -> Array:
+def _expected_dwell(leaving: Array, dwells_s: Array, stop_late: float | None) -> Array:
     """(n, T) for the rates (n, 1) at which the atom leaves."""
-    if stop_late_s is None:
+    if stop_late is None:
         return np.broadcast_to(dwells_s, (len(leaving), len(dwells_s)))
     jumped = -np.expm1(-leaving * dwells_s)
-    late_s = np.minimum(stop_late_s, 0.5 * dwells_s)
-    return np.minimum(jumped / leaving.clip(min=1e-12) + late_s * jumped, dwells_s)
+    return np.minimum(jumped / leaving.clip(min=1e-12) + stop_late * dwells_s * jumped, dwells_s)
 
 
 def _poisson(means: Array) -> list[Array]:

@@ -135,7 +135,7 @@ def test_a_map_law_peaks_where_it_says_and_turns_with_the_bond():
 
 def test_a_dwell_that_stops_at_the_first_jump_holds_one_jump_at_most():
     law, dwell_s = SpotLaw(peak_per_s=0.2, width_ang=0.9, power=3.0), 15.0
-    found, dwelt_s = landings(law, Menu(((1.42, 0.0),), (dwell_s,), FRAME_S, stop_late_s=0.0))
+    found, dwelt_s = landings(law, Menu(((1.42, 0.0),), (dwell_s,), FRAME_S, stop_late=0.0))
     leaving = law.rates(np.array([1.42, 0.0]), BONDS_ANG).sum()
     assert found[0, 0] == pytest.approx(math.exp(-leaving * dwell_s))
     assert found[0, 4:].sum() == pytest.approx(0.0, abs=1e-9)
