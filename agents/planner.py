@@ -1,7 +1,8 @@
 """Planner: the optimum for one atom by exact dynamic programming; assignment and free paths for several.
 
 It knows the law of jumps, as far as its settings tell it. For one atom it does in every step what leaves the least
-expected time to the goal (agents/engine/values.py): the agent to report regret against. For several it gives every
+expected time to the goal (agents/engine/values.py): the agent to report regret against, where dwells have a fixed
+length and a frame follows each; it makes no use of a rule that stops a dwell, nor of drift. For several it gives every
 atom a goal so that the expected times add up to least, and leads the followed one round the others, site by site.
 """
 

@@ -77,8 +77,7 @@ def make(settings: Mapping[str, Any], rows: int, device: torch.device) -> SheetM
 class SheetMicroscope(Instrument):
     """Executes Scan (channel "atoms"), Park, Dwell, Blank, Wait and Read on simulated sheets.
 
-    `Scan` answers `atoms` (n, D, 2) in fractions of the reference frame, sorted along x, NaN where none; `bonds_ang`
-    (n, D, 3, 2) to the three neighbours; `shift_ang` (n, 2) of the sample since the last frame.
+    What a scan answers is told by `core.instructions.Scan`.
     """
 
     def __init__(self, config: Config, rows: int, device: torch.device | str = "cpu") -> None:
@@ -225,7 +224,7 @@ class SheetMicroscope(Instrument):
         current = torch.full_like(beam_s, config.current_pa)
         electrons = current * beam_s * ELECTRONS_PER_PC
         dose = electrons / size.prod(1)
-        centre = (drift.distortion * middle.unsqueeze(1)).sum(2) - knots.mean(1)
+        centre = middle - knots.mean(1)
         self._disturb(rows, Frame(centre, size, dose, beam_s, seconds, current))
         sheet = state.sheet
         view = View(sheet.cell_ang[rows], scan.fov_ang, scan.region, dose, drift.offset_ang, state.seen_ang[rows])
@@ -296,8 +295,7 @@ class SheetMicroscope(Instrument):
         knots = straight(knots, samples)
         parked, before = state.place.index_select(0, rows), take_rows(state.drift, rows)
         wanted = (parked - 0.5) * state.fov_ang[rows].unsqueeze(1)
-        place = (drift.distortion * wanted.unsqueeze(1)).sum(2)
-        path = place.unsqueeze(1) - 0.5 * (knots[:, 1:] + knots[:, :-1])  # (n, J, 2)
+        path = wanted.unsqueeze(1) - 0.5 * (knots[:, 1:] + knots[:, :-1])  # (n, J, 2)
         current = torch.full_like(sample_s, config.current_pa)
         beam = Beam(path, sample_s.unsqueeze(1).expand(-1, samples), state.density[rows], current)
         counts, used = self._live(dwell, beam, samples)
@@ -372,9 +370,11 @@ class SheetMicroscope(Instrument):
     def _pass_time(
         self, instruction: Instruction, seconds: Tensor, data: Mapping[str, Tensor] | None = None
     ) -> Reading:
-        if bool((seconds > 0.0).any()):
-            _, drift = self._advance(instruction.rows, seconds.unsqueeze(1))
-            self._spend(instruction.rows, seconds, torch.zeros_like(seconds), drift)
+        moving = (seconds > 0.0).nonzero().squeeze(1)  # no time, no draw: whoever waits beside it
+        if len(moving):
+            rows, passed = instruction.rows[moving], seconds[moving]
+            _, drift = self._advance(rows, passed.unsqueeze(1))
+            self._spend(rows, passed, torch.zeros_like(passed), drift)
         return no_dose(instruction, seconds, data)
 
     def _spend(self, rows: Tensor, seconds: Tensor, electrons: Tensor, drift: DriftState) -> None:

@@ -340,10 +340,11 @@ class SimulatedMicroscope(Instrument):
     def _pass_time(
         self, instruction: Instruction, seconds: Tensor, data: Mapping[str, Tensor] | None = None
     ) -> Reading:
-        if not bool((seconds > 0.0).any()):
-            return no_dose(instruction, seconds, data)
-        _, drift = self._advance(instruction.rows, seconds.unsqueeze(1))
-        self._spend(instruction.rows, seconds, torch.zeros_like(seconds), drift)
+        moving = (seconds > 0.0).nonzero().squeeze(1)  # no time, no draw: whoever waits beside it
+        if len(moving):
+            rows, passed = instruction.rows[moving], seconds[moving]
+            _, drift = self._advance(rows, passed.unsqueeze(1))
+            self._spend(rows, passed, torch.zeros_like(passed), drift)
         return no_dose(instruction, seconds, data)
 
     def _spend(self, rows: Tensor, seconds: Tensor, electrons: Tensor, drift: DriftState) -> None:

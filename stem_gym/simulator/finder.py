@@ -64,6 +64,7 @@ class Finder(Config):
         place = torch.where(seen.unsqueeze(-1), place, torch.nan)
         bond_noise = noise[:, slots:-1].reshape(n, slots, 3, 2)
         bond = near.bond_ang + self.bond_sd_ang * blur.unsqueeze(-1) * bond_noise
+        bond = torch.where(seen[:, :, None, None], bond, torch.nan)
         order = place[..., 0].nan_to_num(nan=9.0).argsort(dim=1)
         place = place.gather(1, order.unsqueeze(-1).expand(-1, -1, 2))
         bond = bond.gather(1, order[..., None, None].expand(-1, -1, 3, 2))

@@ -141,6 +141,7 @@ class Kinetics:
             barn=barn,
             jumps=zero,
             lost=zero.clone(),
+            edged=missing.any(1),
             near=nothing,
         )
         return replace(sheet, near=look(sheet, torch.arange(n, device=self.device)))
@@ -213,7 +214,7 @@ class Kinetics:
     def _worst_barn(self, sheet: Sheet, rows: Tensor) -> Tensor:
         """(n,) the largest cross section of a carbon away from dopants; that of an edge only where there is one."""
         edge, pristine = self.sections.edge_barn, self.sections.pristine_barn
-        return torch.where(sheet.open[rows].any(1), max(edge, pristine), pristine)
+        return torch.where(sheet.edged[rows], max(edge, pristine), pristine)
 
     def _knock_out_bound(self, sheet: Sheet, rows: Tensor, beam: Beam) -> Tensor:
         flux = self._bound * beam.current_pa * ELECTRONS_PER_PC

@@ -52,6 +52,7 @@ class Sheet:
     barn: Tensor  # (B, D, 2, 5) cross sections of the events beside a dopant; far and near side
     jumps: Tensor  # (B,) int64 so far
     lost: Tensor  # (B,) int64 carbon atoms knocked out so far
+    edged: Tensor  # (B,) bool, whether any atom has ever been without a neighbour
     near: Beside
 
 
@@ -140,6 +141,7 @@ def _make_vacancies(sheet: Sheet, row: Tensor, site: Tensor) -> None:
     sheet.vacancy[row[free], slot[free]] = site[free]
     sheet.open[row[free], slot[free]] = True
     sheet.lost[row] += 1
+    sheet.edged[row] = True
 
 
 def _fill(sheet: Sheet, row: Tensor, site: Tensor, with_silicon: Tensor, silicon_barn: Tensor) -> None:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stem_gym.simulator.damage import ISOTOPE_MASS_U, recoil_direction, recoil_spectrum
+from stem_gym.core.errors import ConfigError
+from stem_gym.simulator.damage import ISOTOPE_MASS_U, RecoilSpectrum, recoil_direction, recoil_spectrum
 from stem_gym.simulator.event_rates import CrossSections, KineticsModel, from_thresholds, velocity_variance
 from stem_gym.simulator.sheet import CARBON
 from stem_gym.surrogates import displacement
@@ -28,6 +29,7 @@ _EVENTS = {
     "edge_barn": "C beside a vacancy leaves",
     "pristine_barn": "C leaves the perfect sheet",
 }
+_BEYOND = 1e-3  # share of recoils that may lie beyond what it was taught
 _AZIMUTHS, _TRANSFERS, _VELOCITIES = 12, 48, 24
 
 
@@ -42,6 +44,7 @@ def from_surrogate(
     surrogate = surrogate or DisplacementSurrogate.load()
     mass, variance = ISOTOPE_MASS_U[model.carbon], velocity_variance(model.carbon, model.temperature_k)
     recoils = recoil_spectrum(energy_kev, CARBON, mass, _LOWEST_EV, variance, _TRANSFERS, _VELOCITIES)
+    _check_recoils(recoils, surrogate, energy_kev)
     tilt = torch.acos(recoil_direction(recoils.transfer_ev, recoils.largest_ev)).float()[:, None]
     azimuth = (torch.arange(_AZIMUTHS) + 0.5) * (2.0 * math.pi / _AZIMUTHS)
     direction = displacement.recoil_direction(tilt, azimuth[None])  # (N, A, 3)
@@ -64,6 +67,18 @@ def from_surrogate(
         edge_barn=damaged * section("vacancy", "ejected"),
         pristine_barn=damaged * section("pristine", "ejected"),
     )
+
+
+def _check_recoils(recoils: RecoilSpectrum, surrogate: DisplacementSurrogate, energy_kev: float) -> None:
+    """Refuse a beam whose recoils the surrogate was not taught. Raises ConfigError."""
+    highest_ev = surrogate.card.valid_range["transfer_ev"][1]
+    weight = recoils.cross_section_barn
+    beyond = float((weight * (recoils.transfer_ev > highest_ev)).sum() / weight.sum().clamp(min=1e-300))
+    if beyond > _BEYOND:
+        raise ConfigError(
+            f"The displacement surrogate knows recoils to {highest_ev:g} eV; at {energy_kev:g} keV {beyond:.1%} of "
+            "them are harder. Use a lower beam energy, or kinetics.outcomes: thresholds."
+        )
 
 
 def table(energies_kev: Sequence[float]) -> str:

@@ -322,7 +322,7 @@ class BeamFabrication(Task[State]):
                 "lost_dopant": gone.float(),
                 "broken": broken.float(),
             }
-        ended = (reached if by_truth else reached_seen) | gone | broken
+        ended = reached | gone | broken if by_truth else reached_seen
         return state, Score(rewards[0] if by_truth else rewards[1], ended, metrics)
 
     def marks(self, state: State, truth: Mapping[str, Tensor]) -> Marks:

@@ -394,8 +394,7 @@ def seconds_per_jump(name, id, rows=128, steps=14):
     return ratio, (seconds - ratio * jumps).std() / jumps.mean() / math.sqrt(rows)
 
 
-def test_feedback_beats_greedy_in_seconds():
-    """Seconds a jump: clearly where no rule stops greedy's dwells; on one id, where it stops both, never slower."""
+def test_feedback_is_never_slower_than_greedy_and_beats_it_where_no_rule_stops_dwells():
     greedy, feedback = (seconds_per_jump(name, FEEDBACK) for name in ("greedy", "greedy_feedback"))
     blind = seconds_per_jump("greedy", DEFAULT)
     assert feedback[0] < greedy[0] + 2.0 * math.hypot(feedback[1], greedy[1]), (feedback, greedy)

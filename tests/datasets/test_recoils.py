@@ -134,7 +134,7 @@ def test_an_unknown_site_is_told() -> None:
     ],
 )
 def test_known_outcomes_along_the_beam(site: str, transfer_ev: float, outcome: str) -> None:
-    """PHYSICS of EDIP: exchange of C beside Si from about 14, ejection from about 21 eV; pristine C out at 21.4 eV."""
+    """EDIP: exchange of C beside Si from about 14, ejection from about 21 eV; pristine C out at 21.4 eV."""
     assert OUTCOMES[run_recoil(Recoil(site, transfer_ev, ALONG)).outcome] == outcome
 
 

@@ -145,7 +145,7 @@ def test_a_budget_of_seconds_or_electrons_ends_the_episode_when_it_is_spent(id, 
 @every_id
 def test_a_cloned_moment_comes_back(id):
     env = make(id).unwrapped
-    env.reset(seed=3)
+    env.reset(seed=4)
     first, *rest = sampled(env, 4)
     env.step(first)
     moment = env.clone_state()

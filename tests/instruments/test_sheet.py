@@ -336,3 +336,22 @@ def test_instructions_that_make_no_sense_are_refused():
         fresh.truth()
     with pytest.raises(InstructionError, match="first reset must start all 2 rows"):
         fresh.reset(Streams([0, 1]), torch.tensor([1]))
+
+
+def test_a_row_that_waits_for_nothing_draws_nothing_whoever_waits_beside_it():
+    places = []
+    for other_s in (0.0, 5.0):
+        instrument = column(2, drift={"speed_ang_per_s": 0.3})
+        rows = torch.arange(2)
+        instrument.execute(Wait(rows, torch.tensor([0.0, other_s])))
+        instrument.execute(Wait(rows, torch.tensor([2.0, 2.0])))
+        places.append(instrument.truth()["frame_centre_ang"][0].clone())
+    assert torch.equal(*places)
+
+
+def test_what_was_not_seen_has_no_bonds():
+    instrument = column(200, finder=EXACT | {"missed": 0.4}, kinetics=NEVER)
+    data = scan(instrument).data
+    missed = data["atoms"].isnan().any(-1)
+    assert missed.any() and not missed.all()
+    assert data["bonds_ang"][missed].isnan().all() and data["bonds_ang"][~missed].isfinite().all()

@@ -14,8 +14,10 @@ from stem_gym.datasets import recoil_thresholds
 from stem_gym.datasets.recoil_shards import OUTCOMES, SITES
 from stem_gym.datasets.recoil_thresholds import find_thresholds
 from stem_gym.datasets.recoil_trajectories import make_shard
+from stem_gym.simulator.event_rates import KineticsModel, from_thresholds
 from stem_gym.surrogates.displacement import DisplacementSurrogate, recoil_direction, site_index
 from stem_gym.surrogates.displacement_card import Recoils, calibration_error, held_out_scores
+from stem_gym.surrogates.displacement_rates import from_surrogate
 from stem_gym.surrogates.surrogate import UncertaintyWarning
 
 SURROGATE = DisplacementSurrogate.load()
@@ -184,3 +186,15 @@ def test_calibration_error_of_a_hand_made_case() -> None:
     probability = np.array([[0.92, 0.08], [0.92, 0.08], [0.3, 0.7], [0.3, 0.7]])
     # Confidence 0.92 with one of two right, 0.7 with both: (2 × 0.42 + 2 × 0.3) / 4.
     assert calibration_error(probability, np.array([0, 1, 1, 1])) == pytest.approx(0.36)
+
+
+def test_cross_sections_lie_beside_those_of_thresholds_and_end_where_the_surrogate_does() -> None:
+    """Along the beam the thresholds agree to 0.2 eV; far above them that is worth less than a factor of three."""
+    model = KineticsModel()
+    learned, calibrated = from_surrogate(model, 100.0), from_thresholds(model, 100.0)
+    for name in ("edge_barn", "pristine_barn"):
+        assert 1 / 3 < getattr(learned, name) / getattr(calibrated, name) < 3
+    assert from_surrogate(model, 80.0).exchange_barn > 10.0 * from_surrogate(model, 60.0).exchange_barn
+    assert from_surrogate(KineticsModel(damage=None), 80.0).ejection_barn == 0.0
+    with pytest.raises(ConfigError, match=r"knows recoils to 30 eV; at 200 keV [\d.]+% of them are harder"):
+        from_surrogate(model, 200.0)
