@@ -83,7 +83,7 @@ def page(contract: Mapping[str, Any], evaluation: Mapping[str, Any], episodes: i
 
 (the last digits depend on the machine), then evaluated and put here by
 
-    python -m agents.learning.ship RUN --episodes {episodes} --seed {seed}
+    python -m agents.learning.ship RUN --episodes {episodes} --seed {seed} --against {",".join(names[1:])}
 
 {episodes} episodes each, the same worlds for all:
 
