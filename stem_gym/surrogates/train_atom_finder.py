@@ -7,7 +7,6 @@ Markdown model card; every figure in the card is measured here, on worlds of oth
 from __future__ import annotations
 
 import argparse
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from stem_gym.surrogates.atom_finder_network import KINDS, MULTIPLE, AtomFinderN
 from stem_gym.surrogates.atom_finder_scores import Counts, judge
 from stem_gym.surrogates.regrid import Canvas, on_canvas
 from stem_gym.surrogates.surrogate import ModelCard, UncertaintyWarning, save_weights
+from stem_gym.surrogates.training_progress import Progress
 
 __all__ = ["Targets", "calibrate", "loss", "targets_of", "train"]
 
@@ -163,23 +163,6 @@ def calibrate(finder: NetworkFinder, batches: list[Frames]) -> None:
     finder.settings["thresholds"] = best
     ratio = counts[Kind.CARBON][_THRESHOLDS.index(0.3)].std_ratio
     finder.settings["std_per_spread"] *= ratio if ratio > 0.0 else 1.0  # NaN where nothing was found
-
-
-class Progress:
-    """Prints the running loss, the rate and the time left every so often."""
-
-    def __init__(self, steps: int, every: int = 50) -> None:
-        self.steps, self.every = steps, every
-        self.start, self.recent = time.monotonic(), 0.0
-
-    def __call__(self, step: int, value: float) -> None:
-        self.recent = value if step == 0 else 0.98 * self.recent + 0.02 * value
-        done = step + 1
-        if done % self.every == 0 or done == self.steps:
-            rate = done / (time.monotonic() - self.start)
-            left_min = (self.steps - done) / rate / 60
-            line = f"step {done}/{self.steps}  loss {self.recent:.4f}  {rate:.2f} steps/s  {left_min:.1f} min left"
-            print(line, flush=True)
 
 
 def new_network(width: int, seed: int) -> AtomFinderNetwork:

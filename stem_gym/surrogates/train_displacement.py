@@ -8,7 +8,6 @@ card is measured here, on trajectories that neither the fit nor the calibration 
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from stem_gym.surrogates.displacement import DisplacementSurrogate
 from stem_gym.surrogates.displacement_card import Recoils, compare_thresholds, held_out_scores, side_shares, write_card
 from stem_gym.surrogates.displacement_network import OutcomeNetwork, recoil_features
 from stem_gym.surrogates.surrogate import ModelCard, save_weights
+from stem_gym.surrogates.training_progress import Progress
 
 __all__ = ["best_temperature", "new_network", "train"]
 
@@ -88,23 +88,6 @@ def best_temperature(logits: Tensor, outcome: Tensor) -> float:
     return float(np.exp(0.5 * (low + high)))
 
 
-class Progress:
-    """Prints the running loss, the rate and the time left every so often."""
-
-    def __init__(self, steps: int, every: int = 500) -> None:
-        self.steps, self.every = steps, every
-        self.start, self.recent = time.monotonic(), 0.0
-
-    def __call__(self, step: int, value: float) -> None:
-        self.recent = value if step == 0 else 0.98 * self.recent + 0.02 * value
-        done = step + 1
-        if done % self.every == 0 or done == self.steps:
-            rate = done / (time.monotonic() - self.start)
-            left_min = (self.steps - done) / rate / 60
-            line = f"step {done}/{self.steps}  loss {self.recent:.5f}  {rate:.1f} steps/s  {left_min:.1f} min left"
-            print(line, flush=True)
-
-
 def describe_training(
     trained: Trajectories, validation: Trajectories, made_with: dict[str, Any], settings: dict[str, Any]
 ) -> dict[str, Any]:
@@ -147,7 +130,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     print(f"{len(trained)} training, {len(validation)} validation, {len(held_out)} held-out trajectories", flush=True)
     network = new_network(given.width, given.members, given.seed)
-    train(network, Recoils.of(trained), np.random.default_rng(given.seed), Progress(given.steps), vars(given))
+    train(
+        network, Recoils.of(trained), np.random.default_rng(given.seed), Progress(given.steps, every=500), vars(given)
+    )
     unused = Recoils.of(validation)
     logits = network(recoil_features(unused.transfer_ev, unused.direction, unused.site))
     settings = {

@@ -8,7 +8,6 @@ here.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +40,7 @@ from stem_gym.surrogates.imaging_reference import (
     specimen_of,
 )
 from stem_gym.surrogates.surrogate import ModelCard, save_weights
+from stem_gym.surrogates.training_progress import Progress
 
 __all__ = ["Example", "calibrate", "train"]
 
@@ -181,23 +181,6 @@ def calibrate(surrogate: ImagingSurrogate, pictures: list[Picture]) -> list[floa
             ratios.append(((given.mean - reference).abs() / given.std).flatten())
         factors.append(float(np.quantile(torch.cat(ratios).numpy(), 0.90)) / INTERVAL_FACTOR)
     return factors
-
-
-class Progress:
-    """Prints the running loss, the rate and the time left every so often."""
-
-    def __init__(self, steps: int, every: int = 50) -> None:
-        self.steps, self.every = steps, every
-        self.start, self.recent = time.monotonic(), 0.0
-
-    def __call__(self, step: int, value: float) -> None:
-        self.recent = value if step == 0 else 0.98 * self.recent + 0.02 * value
-        done = step + 1
-        if done % self.every == 0 or done == self.steps:
-            rate = done / (time.monotonic() - self.start)
-            left_min = (self.steps - done) / rate / 60
-            line = f"step {done}/{self.steps}  loss {self.recent:.5f}  {rate:.1f} steps/s  {left_min:.1f} min left"
-            print(line, flush=True)
 
 
 def new_surrogate(width: int, seed: int, table: AtomTable, card: ModelCard) -> ImagingSurrogate:
