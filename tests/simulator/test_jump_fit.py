@@ -12,7 +12,15 @@ import yaml
 from stem_gym.core.batch import take_rows
 from stem_gym.core.errors import DataError, UnknownNameError
 from stem_gym.core.streams import Streams, row_seeds
-from stem_gym.simulator.jump_chain import BEYOND, PARAMETERS, STAYED, Transitions, check_transitions, places_around
+from stem_gym.simulator.jump_chain import (
+    BEHIND,
+    BEYOND,
+    PARAMETERS,
+    STAYED,
+    Transitions,
+    check_transitions,
+    places_around,
+)
 from stem_gym.simulator.jump_fit import fit, join, log_likelihood
 from stem_gym.simulator.jumps import JumpMap
 from stem_gym.simulator.kinetics import Beam, Frame, Kinetics, KineticsModel
@@ -139,14 +147,30 @@ def one(end: int, seconds: float, window: tuple[int, int] = (-1, -1), parts: int
     )  # fmt: skip
 
 
-def test_a_short_dwell_has_closed_form_probabilities():
-    """Rates by hand; one jump within a time so short that a second one is not seen."""
-    seconds, turn = 1e-4, torch.tensor([0.0, 2.0, 4.0]) * math.pi / 3.0
-    bond = torch.stack((turn.cos(), turn.sin()), 1).double()
-    beam = torch.tensor([1.2, 0.3]).double()
+TURN = torch.tensor([0.0, 2.0, 4.0]) * math.pi / 3.0
+UNIT = torch.stack((TURN.cos(), TURN.sin()), 1).double()
+BEAM = torch.tensor([1.2, 0.3]).double()
+
+
+def by_hand(beam: torch.Tensor, bond: torch.Tensor) -> torch.Tensor:
+    """The map's three rates, per second, of a beam seen from the dopant."""
     along, across = bond @ beam, bond[:, 0] * beam[1] - bond[:, 1] * beam[0]
     square = ((along - 1.1 * 1.42) / 0.45) ** 2 + (across / (0.45 * 1.25)) ** 2
-    rate = 0.004 + 0.25 * torch.exp(-0.5 * square)
+    return 0.004 + 0.25 * torch.exp(-0.5 * square)
+
+
+def test_two_jumps_go_over_the_other_sublattice():
+    """Bonds point the other way there: the chance of both jumps is r₁ r₂ t² / 2 for a short time."""
+    seconds, first = 1e-2, by_hand(BEAM, UNIT)
+    for index, (neighbour, over) in enumerate(BEHIND):
+        second = by_hand(BEAM - 1.42 * UNIT[neighbour], -UNIT)
+        chance = log_likelihood(vector(), one(3 + index, seconds), REFERENCE_PA).exp()
+        assert float(chance) == pytest.approx(float(0.5 * first[neighbour] * second[over]) * seconds**2, rel=1e-2)
+
+
+def test_a_short_dwell_has_closed_form_probabilities():
+    """Rates by hand; one jump within a time so short that a second one is not seen."""
+    seconds, rate = 1e-4, by_hand(BEAM, UNIT)
     for neighbour in range(3):
         chance = log_likelihood(vector(), one(neighbour, seconds), REFERENCE_PA).exp()
         assert float(chance) == pytest.approx(float(rate[neighbour]) * seconds, rel=1e-3)
@@ -161,6 +185,10 @@ def test_probabilities_of_all_ends_add_up_to_one():
     assert float(sum(parts)) == pytest.approx(
         float(log_likelihood(vector(), one(0, 9.0), REFERENCE_PA).exp()), abs=1e-9
     )
+    back = [log_likelihood(vector(), one(STAYED, 9.0, (k, k + 1), 3), REFERENCE_PA).exp() for k in range(3)]
+    never = math.exp(-9.0 * float(by_hand(BEAM, UNIT).sum()))
+    stayed = log_likelihood(vector(), one(STAYED, 9.0), REFERENCE_PA).exp()
+    assert float(sum(back)) + never == pytest.approx(float(stayed), abs=1e-9)
 
 
 def test_the_gradient_is_that_of_finite_differences():
