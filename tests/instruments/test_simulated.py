@@ -438,3 +438,13 @@ def test_what_does_not_fit_is_refused():
         fresh.execute(Wait(torch.arange(2), torch.ones(2)))
     with pytest.raises(InstructionError, match="first reset must start all 2 rows"):
         fresh.reset(Streams([0, 1]), torch.tensor([1]))
+
+
+def test_a_row_that_waits_for_nothing_draws_nothing_whoever_waits_beside_it():
+    places = []
+    for other_s in (0.0, 5.0):
+        instrument = microscope(2, drift={"speed_ang_per_s": 0.3})
+        for seconds in ((0.0, other_s), (2.0, 2.0)):
+            instrument.execute(Wait(every(instrument), torch.tensor(seconds)))
+        places.append(instrument.truth()["frame_centre_ang"][0].clone())
+    assert torch.equal(*places)
