@@ -40,6 +40,8 @@ class Capabilities:
     rows: int | None = None  # the most rows it can have; None: any
     simulated: bool = False  # whether truth() has something to say
     dopants: int | None = None  # the fewest that a fresh specimen has; None: unknown
+    grid: tuple[int, int] | None = None  # (H, W) cells in which spectra are at hand; None: at any place
+    axes: Mapping[str, Tensor] = field(default_factory=dict)  # detector → its channels: (C,) eV, or (C, 2) mrad
 
 
 class Instrument(ABC):
