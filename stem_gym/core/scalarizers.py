@@ -29,6 +29,11 @@ class _Scalarizer(Config):
 
     dimension: ClassVar[int] = 1  # of the axis: 1 energies, 2 scattering angles
 
+    @property
+    def compares(self) -> bool:
+        """Whether it compares with the mean spectrum so far."""
+        return False
+
     @abstractmethod
     def __call__(self, rate: Tensor, axis: Tensor, reference: Tensor | None = None) -> Tensor:
         """Numbers (…) of spectra (…, C); `reference` (…, C) is the mean spectrum so far, for those that compare."""
@@ -236,6 +241,10 @@ class Anomaly(_Scalarizer):
     window: Window | None = None
     """channels that are compared; all if absent"""
 
+    @property
+    def compares(self) -> bool:
+        return True
+
     def __call__(self, rate: Tensor, axis: Tensor, reference: Tensor | None = None) -> Tensor:
         if reference is None:
             return torch.zeros_like(rate[..., 0])
@@ -301,6 +310,10 @@ class Sum(_Scalarizer):
     kind: Literal["sum"] = "sum"
     parts: tuple[AnyScalarizer, ...] = Field(min_length=1)
 
+    @property
+    def compares(self) -> bool:
+        return any(part.compares for part in self.parts)
+
     def __call__(self, rate: Tensor, axis: Tensor, reference: Tensor | None = None) -> Tensor:
         return torch.stack([part(rate, axis, reference) for part in self.parts]).sum(0)
 
@@ -315,6 +328,10 @@ class Scaled(_Scalarizer):
     kind: Literal["scaled"] = "scaled"
     factor: float
     of_what: AnyScalarizer
+
+    @property
+    def compares(self) -> bool:
+        return self.of_what.compares
 
     def __call__(self, rate: Tensor, axis: Tensor, reference: Tensor | None = None) -> Tensor:
         return self.factor * self.of_what(rate, axis, reference)
@@ -331,6 +348,10 @@ class Quotient(_Scalarizer):
     denominator: AnyScalarizer
     floor: float = Field(default=1.0, gt=0)
     """least denominator, in its own unit"""
+
+    @property
+    def compares(self) -> bool:
+        return self.numerator.compares or self.denominator.compares
 
     def __call__(self, rate: Tensor, axis: Tensor, reference: Tensor | None = None) -> Tensor:
         above, below = self.numerator(rate, axis, reference), self.denominator(rate, axis, reference)

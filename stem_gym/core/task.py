@@ -12,7 +12,9 @@ from gymnasium import spaces
 from pydantic import BaseModel
 from torch import Tensor
 
+from stem_gym.core.errors import ConfigError
 from stem_gym.core.instructions import Instruction, Reading
+from stem_gym.core.instrument import Capabilities
 
 State = TypeVar("State")
 Observation = dict[str, Tensor]
@@ -65,6 +67,13 @@ class Task(ABC, Generic[State]):
     @abstractmethod
     def __init__(self, config: Any) -> None: ...
 
+    def fitted(self, capabilities: Capabilities) -> Task[State]:
+        """This task on an instrument, of which it may have to know the grid or the channels of a detector.
+
+        Raises ConfigError where the two do not fit.
+        """
+        return self
+
     @abstractmethod
     def start(self, rows: int, device: torch.device) -> State:
         """The state of `rows` episodes that have not begun."""
@@ -72,6 +81,10 @@ class Task(ABC, Generic[State]):
     def take_chance(self, state: State, chance: Tensor) -> State:
         """The state of fresh episodes with their `chances` uniforms (rows, chances)."""
         return state
+
+    def tell(self, state: State, wishes: Mapping[str, Any]) -> State:
+        """The state after a person asked for something else in mid-episode. Raises ConfigError for unknown wishes."""
+        raise ConfigError(f"{type(self).__name__} takes no wishes in mid-episode; given {sorted(wishes)}.")
 
     @abstractmethod
     def opening(self, state: State, rows: Tensor) -> Sequence[Instruction]:

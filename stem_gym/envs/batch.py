@@ -139,6 +139,18 @@ class BatchEnv:
         self.ended = self.ended | step.terminated
         return step
 
+    @torch.inference_mode()
+    def tell(self, wishes: Mapping[str, Any]) -> Observation:
+        """Let a person ask for something else in mid-episode; gives what the rows then look like.
+
+        Raises ConfigError for a wish that the task does not know, and InstructionError before the first reset.
+        """
+        self._check_open()
+        if self._state is None:
+            raise InstructionError("tell() was called before reset().")
+        self._state, self._observation = self.task.observe(self.task.tell(self._state, wishes), [])
+        return {**self._observation, "budget": self._left()}
+
     def marks(self) -> Marks:
         """What a picture of each row shows."""
         return self.task.marks(self._state, self.instrument.truth())

@@ -22,13 +22,15 @@ RENDER_MODES = ("rgb_array", "human")
 RENDER_FPS = 10
 _AUTORESET = [mode.value for mode in AutoresetMode]
 _SECTIONS = ("task", "instrument", "budget")
+_RUNTIME = ("device", "fused")
 
 
 def make_env(variant: str, render_mode: str | None = None, **overrides: Any) -> StemEnv:
     """What `gymnasium.make(id, …)` calls.
 
     Besides `render_mode` it takes `instrument` (a name such as "nion", or a mapping), `task` and `budget` (mappings
-    merged into the YAML), `device`, and `fused` (compile the noise; default: for 64 rows and more).
+    merged into the YAML), `path` (of the file that the instrument replays), `device`, and `fused` (compile the noise;
+    default: for 64 rows and more).
     """
     return StemEnv(*_load(variant, overrides), render_mode=render_mode)
 
@@ -52,15 +54,17 @@ def make_vector_env(
 
 
 def _load(variant: str, overrides: Mapping[str, Any]) -> tuple[LoadedVariant, dict[str, Any]]:
-    runtime = {key: overrides[key] for key in ("device", "fused") if key in overrides}
-    sections = {key: value for key, value in overrides.items() if key not in runtime}
+    runtime = {key: overrides[key] for key in _RUNTIME if key in overrides}
+    sections = {key: value for key, value in overrides.items() if key not in (*runtime, "path")}
     for key in sections:
         if key not in _SECTIONS:
             raise ConfigError(
-                f"{variant} takes no argument {key!r}. {did_you_mean(key, (*_SECTIONS, 'device', 'fused'))}"
+                f"{variant} takes no argument {key!r}. {did_you_mean(key, (*_SECTIONS, *_RUNTIME, 'path'))}"
             )
     if "instrument" in sections:
         sections["instrument"] = instrument_override(sections["instrument"])
+    if "path" in overrides:
+        sections["instrument"] = {**sections.get("instrument", {}), "path": str(overrides["path"])}
     if not isinstance(runtime.get("fused"), bool | None):
         raise ConfigError(f"fused must be True, False or None; given {runtime['fused']!r}.")
     return load_variant(variant, sections), runtime
@@ -94,6 +98,10 @@ class _Face:
         config: dict[str, Any] = self.batch.task.config.model_dump(mode="json")
         return config
 
+    def tell(self, **wishes: Any) -> Any:
+        """Ask for something else in mid-episode, such as another scalarizer; gives the observation as it is then."""
+        return self._converted(self.batch.tell(wishes))
+
     def clone_state(self) -> Snapshot:
         """Everything needed to come back to this moment."""
         return self.batch.snapshot()
@@ -101,6 +109,10 @@ class _Face:
     def restore_state(self, snapshot: Snapshot) -> None:
         """Go back to a moment that `clone_state` kept; the same actions then give the same episode."""
         self.batch.restore(snapshot)
+
+    def _converted(self, observation: Any) -> Any:
+        """The observation as this face gives it."""
+        raise NotImplementedError
 
     def _show(self) -> None:
         """After every step and reset: the painter sees the frames, and a window its first row."""
@@ -151,6 +163,9 @@ class StemEnv(_Face, gymnasium.Env[Any, Any]):
         self._show()
         ended = bool(step.terminated[0])
         return _first_row(step.observation), float(step.reward[0]), ended, False, _first_numbers(step.metrics)
+
+    def _converted(self, observation: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        return _first_row(observation)
 
     def render(self) -> np.ndarray | None:
         """The picture of this moment, (H, W, 3) uint8, in mode "rgb_array"."""
@@ -250,6 +265,9 @@ class StemVectorEnv(_Face, gymnasium.vector.VectorEnv[Any, Any, Any]):
         self._show()
         truncated = torch.zeros_like(terminated)
         return self._out(observation), self._out(reward), self._out(terminated), self._out(truncated), info
+
+    def _converted(self, observation: Any) -> Any:
+        return self._out(observation)
 
     def _out(self, value: Any) -> Any:
         """Numpy on a CPU, tensors elsewhere; dictionaries entry by entry; always a copy of its own."""

@@ -13,6 +13,8 @@ import torch
 from stem_gym import instruments, tasks
 from stem_gym.core.config import Variant, config_hash, merge, parse, read_yaml
 from stem_gym.core.errors import ConfigError
+from stem_gym.core.instrument import Instrument
+from stem_gym.core.task import Task
 from stem_gym.envs.batch import BatchEnv
 from stem_gym.envs.registration import unknown_id, variant_files
 
@@ -65,10 +67,18 @@ def build(loaded: LoadedVariant, rows: int, device: str = "cpu", fused: bool | N
     except ConfigError as error:
         raise ConfigError(f"{loaded.source}, {error}{_kind_hint(loaded, instrument_kind)}") from error
     try:
+        task = _fitted(task, instrument, loaded.source)
         return BatchEnv(task, instrument, variant.budget, rows >= FUSED_FROM_ROWS if fused is None else fused)
     except BaseException:
         instrument.close()  # a session with a real instrument must not outlive the env that was refused
         raise
+
+
+def _fitted(task: Task[Any], instrument: Instrument, source: str) -> Task[Any]:
+    try:
+        return task.fitted(instrument.capabilities)
+    except ConfigError as error:
+        raise ConfigError(f"{source}, task: {error}") from error
 
 
 def _device(name: str) -> torch.device:
