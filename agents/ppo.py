@@ -17,6 +17,7 @@ from pydantic import Field
 
 from agents.engine.roster import shipped
 from agents.engine.storage import check_arrays, check_contract, read_arrays, read_contract
+from agents.learning.map_network import MapNetwork, MapSettings, reads_maps
 from agents.learning.network import NetworkSettings, PointingNetwork
 from agents.policy import Array, Face, Observation, Policy, as_array, face_of
 from stem_gym.core.config import Config, parse
@@ -30,28 +31,31 @@ class Settings(Config):
     """What can be chosen."""
 
     weights: str = SHIPPED
-    """"shipped", "fresh" (untrained), or the folder of a trained policy"""
+    """"shipped", "fresh" (untrained), the folder of a trained policy, or the id of another environment whose shipped
+    policy is taken over as it is: what reads maps fits a field of any size"""
     network: NetworkSettings = NetworkSettings()
     """the network, where the weights are fresh"""
+    maps: MapSettings = MapSettings()
+    """the network of a search over the cells of a field, where the weights are fresh"""
     seed: int = Field(0, ge=0)
     """first weights of an untrained network"""
 
 
 class Ppo(Policy):
-    """Acts on the mean of the learned Gaussian."""
+    """Acts on the mean of the learned Gaussian, or measures the most likely cell."""
 
     name = "ppo"
     Settings = Settings
 
     def __init__(self, face: Face, settings: Any) -> None:
         folder = None if settings.weights == FRESH else _folder_of(face, settings.weights)
-        contract = None if folder is None else _contract_in(folder, face)
+        contract = None if folder is None else _contract_in(folder, face, settings.weights)
         if contract is not None:
             settings = parse(Settings, contract["settings"], f"{folder}, settings")
         super().__init__(face, settings)
         with torch.random.fork_rng(devices=[]):  # the first weights are a function of the seed, and of nothing else
             torch.manual_seed(settings.seed)
-            self.network = PointingNetwork(face.observation_space, face.action_space, settings.network)
+            self.network = _network(face, settings)
         if folder is not None and contract is not None:
             self.set_arrays(read_arrays(folder, contract))
 
@@ -63,6 +67,8 @@ class Ppo(Policy):
         with torch.inference_mode():
             mean = self.network(tensors)[0].numpy()
         space: Any = self.face.action_space
+        if isinstance(self.network, MapNetwork):
+            return mean.argmax(1).astype(space.dtype)
         return np.clip(mean, space.low, space.high).astype(space.dtype)
 
     def arrays(self) -> dict[str, Array]:
@@ -97,13 +103,20 @@ def train(
     chosen = {"weights": FRESH, "network": network_for(face), **(settings or {})}
     policy = Ppo(face, parse(Settings, chosen, "settings of the agent 'ppo'"))
 
-    def save(network: PointingNetwork, facts: Mapping[str, Any]) -> None:
+    def save(network: torch.nn.Module, facts: Mapping[str, Any]) -> None:
         policy.network.load_state_dict(network.state_dict())
         policy.save(out, facts)
 
     run = Run(id, Path(out), parse(Training, training, "training settings"), save, overrides or {}, quiet)
-    train_network(run, policy.settings.network, None if imitation is None else _warm_start(run, imitation), resume)
+    chosen_network = policy.settings.maps if isinstance(policy.network, MapNetwork) else policy.settings.network
+    train_network(run, chosen_network, None if imitation is None else _warm_start(run, imitation), resume)
     return policy
+
+
+def _network(face: Face, settings: Settings) -> PointingNetwork | MapNetwork:
+    if reads_maps(face.observation_space, face.action_space):
+        return MapNetwork(face.observation_space, face.action_space, settings.maps)
+    return PointingNetwork(face.observation_space, face.action_space, settings.network)
 
 
 def network_for(face: Face) -> dict[str, Any]:
@@ -129,22 +142,30 @@ def _warm_start(run: Any, imitation: Mapping[str, Any]) -> Any:
 
 
 def _folder_of(face: Face, weights: str) -> Path:
+    id = face.id if weights == SHIPPED else weights
+    folder = shipped(Ppo.name, id)
+    if folder is not None and (weights == SHIPPED or not Path(weights).is_dir()):
+        return folder
     if weights != SHIPPED:
         return Path(weights)
-    folder = shipped(Ppo.name, face.id)
-    if folder is None:
-        raise PolicyError(
-            f"No trained 'ppo' ships for {face.id}. Train one (stem-gym train ppo {face.id} --out DIR) and give its "
-            'folder as weights, or ask for weights="fresh".'
-        )
-    return folder
+    raise PolicyError(
+        f"No trained 'ppo' ships for {face.id}. Train one (stem-gym train ppo {face.id} --out DIR) and give its "
+        'folder as weights, or ask for weights="fresh".'
+    )
 
 
-def _contract_in(folder: Path, face: Face) -> dict[str, Any]:
+def _contract_in(folder: Path, face: Face, weights: str) -> dict[str, Any]:
+    """The contract, checked against the environment; of a policy that is taken over, that its network fits."""
     contract = read_contract(folder)
     if contract["agent"] != Ppo.name:
         raise PolicyError(f"The policy in {folder} is of the agent {contract['agent']!r}, not of 'ppo'.")
-    check_contract(contract, face, folder)
+    if weights != contract["id"] or contract["id"] == face.id:
+        check_contract(contract, face, folder)
+    elif not reads_maps(face.observation_space, face.action_space):
+        raise PolicyError(
+            f"The policy of {weights} can not be taken over: {face.id} is no search over the cells of a field. "
+            f"Train one for it: stem-gym train ppo {face.id} --out DIR."
+        )
     return contract
 
 

@@ -60,7 +60,12 @@ def draw_curve(curve: Sequence[Point], path: Path, title: str) -> Path | None:
     return path
 
 
-_PANELS = (("return", "return"), ("targets_served", "targets served"), ("seconds", "seconds of microscope time"))
+_PANELS = (
+    ("return", "return"),
+    ("targets_served", "targets served"),
+    ("best_share", "best so far, part of the range"),
+    ("seconds", "seconds of microscope time"),
+)
 
 
 def _running_mean(values: Sequence[float], window: int) -> list[float]:

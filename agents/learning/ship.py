@@ -22,6 +22,7 @@ from agents.engine.roster import load, make
 from agents.engine.storage import ARRAYS, CONTRACT, read_contract, write_whole
 from agents.learning.curve import FILE as CURVE
 from agents.learning.imitation import Imitation
+from agents.learning.map_network import MapSettings
 from agents.learning.network import NetworkSettings
 from agents.learning.training import Training
 from stem_gym.core.errors import StemGymError
@@ -36,6 +37,10 @@ _FIGURES = {
     "goal_s": "time to the goal where it was reached / s",
     "jumps": "jumps",
     "lost_atoms": "vacancies made",
+    "best_share": "best found, part of the range",
+    "area_under_best": "area under the best so far",
+    "found_top1_share": "share of the best 1 % found",
+    "measurements_to_90": "measurements to 90 % where it was reached",
     "seconds": "microscope time / s",
     "measurements": "actions",
 }
@@ -101,6 +106,8 @@ def command(contract: Mapping[str, Any]) -> str:
     words += _differences(training["settings"], Training)
     if network := _changed(contract["settings"].get("network", {}), NetworkSettings):
         words.append(f"--with 'network={json.dumps(network, separators=(',', ':'))}'")
+    if maps := _changed(contract["settings"].get("maps", {}), MapSettings):
+        words.append(f"--with 'maps={json.dumps(maps, separators=(',', ':'))}'")
     if warm := training.get("warm_start"):
         inner = json.dumps(_changed(warm, Imitation), separators=(",", ":"))
         words.append(f"--with 'imitation={inner}'")

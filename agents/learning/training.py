@@ -23,6 +23,7 @@ from agents.learning.actor_critic import NetworkPolicy, value_of
 from agents.learning.checkpoint import read_checkpoint, write_checkpoint
 from agents.learning.curve import draw_curve, read_curve, write_curve
 from agents.learning.extra import PPO, BaseCallback, configure
+from agents.learning.map_network import MapNetwork, MapSettings
 from agents.learning.network import NetworkSettings, PointingNetwork
 from agents.learning.progress import Bar
 from agents.learning.vec_env import VectorAdapter
@@ -30,7 +31,19 @@ from stem_gym.core.config import Config
 from stem_gym.core.errors import ConfigError, RecordError
 from stem_gym.core.streams import row_seeds
 
-SaveNetwork = Callable[[PointingNetwork, Mapping[str, Any]], Any]
+Network = PointingNetwork | MapNetwork
+_CURVE = (
+    "return",
+    "length",
+    "targets_served",
+    "success",
+    "useful_share",
+    "seconds",
+    "pointing_error_pm",
+    "best_share",
+    "area_under_best",
+)
+SaveNetwork = Callable[[Network, Mapping[str, Any]], Any]
 
 
 class Training(Config):
@@ -99,7 +112,10 @@ class Run:
 
 
 def train_network(
-    run: Run, network: NetworkSettings, warm_start: Callable[[PointingNetwork], Mapping[str, Any]] | None, resume: bool
+    run: Run,
+    network: NetworkSettings | MapSettings,
+    warm_start: Callable[[Any], Mapping[str, Any]] | None,
+    resume: bool,
 ) -> None:
     """Train until the steps or minutes are over. Ctrl-C keeps what was done and is raised again.
 
@@ -164,7 +180,7 @@ def _check_minibatch(training: Training) -> None:
         )
 
 
-def _learner(run: Run, env: gymnasium.vector.VectorEnv, network: NetworkSettings) -> Any:
+def _learner(run: Run, env: gymnasium.vector.VectorEnv, network: NetworkSettings | MapSettings) -> Any:
     training = run.training
     adapter = VectorAdapter(env, gamma=training.gamma)
     learner = PPO(
@@ -268,9 +284,8 @@ class _Watch(BaseCallback):
 
     def _point(self) -> dict[str, float]:
         """Means over the episodes that ended since the last point."""
-        names = ("return", "length", "targets_served", "success", "useful_share", "seconds", "pointing_error_pm")
         point = {"steps": float(self.num_timesteps), "minutes": self._run.seconds / 60.0}
-        for name in names:
+        for name in _CURVE:
             values = [
                 episode[name] for episode in self._episodes if episode.get(name, float("nan")) == episode.get(name)
             ]
