@@ -64,7 +64,18 @@ class Examples:
 
     def __init__(self, capabilities: Capabilities, frame_shape: tuple[int, int] = (16, 16)) -> None:
         self._has = capabilities
-        self._shape = frame_shape
+        self._shape = capabilities.grid or frame_shape  # where spectra lie on a grid, a frame is that grid
+
+    @property
+    def spectrometers(self) -> list[str]:
+        """The detectors that Acquire takes: those whose channels are told, else the first that is no "haadf"."""
+        others = sorted(self._has.detectors - {"haadf"})
+        return sorted(self._has.axes) or others[:1] or ["haadf"]
+
+    def acquire(self, rows: Tensor, detector: str) -> Acquire:
+        """A short exposure of `detector`."""
+        exposure_s = torch.full((len(rows),), self._within("Acquire.exposure_s"), device=rows.device)
+        return Acquire(rows, detector, exposure_s)
 
     def of(self, name: str, rows: Tensor) -> Instruction:
         """The example of the verb `name`, claimed or not."""
@@ -72,7 +83,7 @@ class Examples:
         region = torch.tensor(FULL_FRAME, device=device).repeat(n, 1)
         detectors = sorted(self._has.detectors)
         channels = (detectors[0] if detectors and "haadf" not in detectors else "haadf",)
-        spectrometer = next((detector for detector in detectors if detector != "haadf"), "haadf")
+        spectrometer = self.spectrometers[0]
 
         def value(key: str) -> Tensor:
             return torch.full((n,), self._within(f"{name}.{key}"), device=device)
@@ -82,7 +93,7 @@ class Examples:
             "Scan": lambda: Scan(rows, value("fov_ang"), self._shape, value("dwell_s"), region, channels),
             "Park": lambda: Park(rows, value("x"), value("y")),
             "Dwell": lambda: Dwell(rows, value("time_s"), trace=TRACE_SAMPLES),
-            "Acquire": lambda: Acquire(rows, spectrometer, value("exposure_s")),
+            "Acquire": lambda: self.acquire(rows, spectrometer),
             "Map": lambda: Map(rows, spectrometer, (4, 4), region, value("dwell_s")),
             "Pulse": lambda: Pulse(rows, value("bias_v"), value("time_s")),
             "MoveStage": lambda: MoveStage(rows, value("dx_ang"), value("dy_ang")),
@@ -114,6 +125,8 @@ class Examples:
             if hasattr(good, part):
                 unknown = _ABSENT if part == "detector" else (_ABSENT,)
                 yield Refusal(_with(good, part, unknown), CapabilityError, "an unknown detector")
+        if isinstance(good, Acquire) and self._has.axes and "haadf" in self._has.detectors - self._has.axes.keys():
+            yield Refusal(replace(good, detector="haadf"), CapabilityError, "a detector without channels")
         if isinstance(good, (Set, Read)):
             yield Refusal(replace(good, name=_ABSENT), CapabilityError, "an unknown control")
         if hasattr(good, "shape"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from stem_gym.core.conformance.examples import Examples, tensor_fields
 from stem_gym.core.errors import ConformanceError, StemGymError
-from stem_gym.core.instructions import ATOMS, VERBS, Dwell, Instruction, Read, Reading, Scan, Set, Wait, verb
+from stem_gym.core.instructions import ATOMS, VERBS, Acquire, Dwell, Instruction, Read, Reading, Scan, Set, Wait, verb
 from stem_gym.core.instrument import Instrument, Limits
 from stem_gym.core.streams import Streams, row_seeds
 from stem_gym.core.wire import instruction_from_json, instruction_to_json, reading_from_json, reading_to_json
@@ -92,6 +93,13 @@ class _Check:
                 key,
                 "a field of an instruction, such as 'Dwell.time_s'",
             )
+        _need(
+            has.axes.keys() <= has.detectors
+            and all(axis.dim() == 1 or axis.shape[1:] == (2,) for axis in has.axes.values()),
+            "Capabilities.axes are channels of detectors",
+            str({key: tuple(axis.shape) for key, axis in has.axes.items()}),
+            f"(C,) eV or (C, 2) mrad for some of {sorted(has.detectors)}",
+        )
         _need(("Set" in has.verbs) == bool(has.settable), "Set goes with controls", str(dict(has.settable)), "both")
 
     def reset(self) -> None:
@@ -119,6 +127,11 @@ class _Check:
             if name == "Set":
                 for control in sorted(self.has.settable):
                     self._set_and_read(control)
+            elif name == "Acquire":
+                for detector in self.examples.spectrometers:
+                    _check_channels(
+                        self._answer(self.examples.acquire(self.all, detector)), self.has.axes.get(detector)
+                    )
             elif name == "Read":
                 for control in sorted(self.has.readable | self.has.settable.keys()):
                     self._answer(Read(self.all, control))
@@ -264,6 +277,23 @@ def _check_reading(instruction: Instruction, reading: Reading) -> None:
     _check_data(instruction, reading)
 
 
+def _check_channels(reading: Reading, axis: Tensor | None) -> None:
+    """A detector whose channels are told answers as many numbers, at a place, with what makes a rate of them."""
+    if axis is None:
+        return
+    n, channels = len(reading.rows), len(axis)
+    key = "spectrum" if axis.dim() == 1 else "pattern"
+    side = math.isqrt(channels)
+    right = {key: (n, channels) if axis.dim() == 1 else (n, side, side), "place": (n, 2)}
+    seen = {name: tuple(reading.data[name].shape) for name in right if name in reading.data}
+    _need(seen == right, "Acquire answers as many numbers as its detector has channels", str(seen), str(right))
+    for name in ("exposure_s", "counts_per_electron", "counts_offset"):
+        value = reading.calibration.get(name)
+        good = value is not None and tuple(value.shape) == (n,) and bool(torch.isfinite(value).all())
+        _need(good, f"Acquire is calibrated by {name}", str(sorted(reading.calibration)), f"({n},), finite")
+    _need(bool((reading.electrons > 0).all()), "Acquire delivers electrons", "0", "more than 0")
+
+
 def _check_data(instruction: Instruction, reading: Reading) -> None:
     name, n = verb(instruction), len(instruction.rows)
     if name in _DATA:
@@ -282,6 +312,8 @@ def _check_data(instruction: Instruction, reading: Reading) -> None:
     elif isinstance(instruction, Dwell):
         shapes |= {"trace": (n, instruction.trace), "place": (n, 2)} if instruction.trace else {"place": (n, 2)}
         at_least = instruction.time_s.cpu()
+    elif isinstance(instruction, Acquire):
+        at_least = instruction.exposure_s.cpu()
     elif isinstance(instruction, Wait):
         at_least = instruction.time_s.cpu()
     elif name in ("Park", "Read"):

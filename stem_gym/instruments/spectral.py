@@ -1,0 +1,238 @@
+"""The simulated spectral column: B rows of a field of cells, each with its own specimen, drift, clock and ledger.
+
+Places: a fraction f of the field is (f − ½) · field in Å, distorted as the scan coils do; minus the sample's
+displacement at that time this is a place on the specimen. Between the middles of cells image and loadings are
+interpolated bilinearly; beyond the outermost middles they go on as they are there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stem_gym.core.batch import clone_rows, take_rows, write_rows
+from stem_gym.core.config import parse
+from stem_gym.core.errors import InstructionError
+from stem_gym.core.instructions import Acquire, Blank, Instruction, Park, Read, Reading, Scan, Wait, no_dose
+from stem_gym.core.instrument import Instrument, Limits, check_instruction
+from stem_gym.core.streams import Streams
+from stem_gym.core.units import ANG_PER_NM, ELECTRONS_PER_PC
+from stem_gym.simulator.detectors import detect, expected_electrons, line_jitter_ang
+from stem_gym.simulator.drift import DriftState, advance, distort, start_drift
+from stem_gym.simulator.exposure import displacement_of_rows, pixel_centres
+from stem_gym.simulator.probe_grid import ProbeGrid, ProbeRows, blank, of_detector
+from stem_gym.simulator.spectral_column import DIFFRACTION, SpectralColumn
+from stem_gym.simulator.spectral_specimen import SpectralSpecimen
+
+Config = SpectralColumn  # what `settings` of this kind must be
+_FRAME_KNOTS = 8  # drift is drawn at so many times of a frame and is straight in between
+_PATH_SAMPLES = 4  # even parts of an exposure, each spent in the middle of its way
+_EXPOSURE_S = Limits(1e-6, 1000.0)
+
+
+@dataclass
+class _Rows:
+    """Everything that belongs to a row."""
+
+    specimen: SpectralSpecimen
+    drift: DriftState
+    probe: ProbeRows
+    acquired: Tensor  # (B, K) loadings where the last exposure was; NaN before the first
+
+
+def make(settings: Mapping[str, Any], rows: int, device: torch.device) -> SpectralInstrument:
+    """A simulated spectral column from the `instrument` section of a variant."""
+    return SpectralInstrument(parse(SpectralColumn, settings, "instrument"), rows, device)
+
+
+class SpectralInstrument(Instrument):
+    """Executes Scan, Park, Acquire, Blank, Wait and Read on simulated fields of spectra or diffraction patterns.
+
+    Scan answers the annular image of the whole field. The beam is open inside Scan and Acquire alone.
+    """
+
+    def __init__(self, config: SpectralColumn, rows: int, device: torch.device | str = "cpu") -> None:
+        self.config = config
+        self.rows = rows
+        self.device = torch.device(device)
+        cell_ang = config.fov_nm * ANG_PER_NM / config.shape[1]
+        self._grid = ProbeGrid(config.shape, cell_ang, config.current_pa, config.overheads)
+        axis = config.specimen.axis()
+        self._data_shape = (math.isqrt(len(axis)),) * 2 if config.spectrometer == DIFFRACTION else (len(axis),)
+        self.capabilities = self._grid.capabilities({config.spectrometer: axis}, _EXPOSURE_S)
+        self._state: _Rows | None = None
+        self._streams = Streams([0] * rows, self.device)  # until the first reset hands in the caller's
+        self._handlers: dict[type[Instruction], Any] = {
+            Scan: self._scan,
+            Park: self._park,
+            Acquire: self._acquire,
+            Blank: self._blank,
+            Wait: self._wait,
+            Read: self._read,
+        }
+
+    @torch.inference_mode()
+    def reset(self, streams: Streams, rows: Tensor, options: Mapping[str, Any] | None = None) -> None:
+        """A fresh specimen, drift and clock on `rows`; the first call must name every row."""
+        if options:
+            raise InstructionError(f"The spectral column takes no reset options; given {sorted(options)}.")
+        if self._state is None and len(rows) != self.rows:
+            raise InstructionError(f"The first reset must start all {self.rows} rows; given {rows.tolist()[:8]}.")
+        specimen = self.config.specimen.build(streams, rows, self.config.shape, self.device)
+        fresh = _Rows(
+            specimen=specimen,
+            drift=start_drift(self.config.drift, streams, rows),
+            probe=self._grid.start(len(rows), self.device),
+            acquired=torch.full((len(rows), specimen.loadings.shape[2]), torch.nan, device=self.device),
+        )
+        self._streams = streams
+        if self._state is None:
+            self._state = clone_rows(fresh)  # a recipe may answer expanded views
+        else:
+            write_rows(self._state, rows, fresh)
+
+    @torch.inference_mode()
+    def execute(self, instruction: Instruction) -> Reading:
+        """Do it. Raises CapabilityError or InstructionError before anything happens; never clips."""
+        check_instruction(instruction, self.capabilities, self.rows)
+        reading: Reading = self._handlers[type(instruction)](instruction)
+        self._grid.spend(self._now.probe, reading)
+        return reading
+
+    def truth(self) -> Mapping[str, Tensor]:
+        """Loadings, components and image of the field, the loadings where the last Acquire was, and the frame's place.
+
+        These are the live buffers, good until the next instruction. `acquired` is NaN before the first Acquire.
+        """
+        state = self._now
+        return {
+            "loadings": state.specimen.loadings,
+            "components": state.specimen.components,
+            "image": state.specimen.image,
+            "acquired": state.acquired,
+            "fov_ang": torch.full((self.rows,), self._grid.fov_ang, device=self.device),
+            "frame_centre_ang": -state.drift.offset_ang,
+        }
+
+    @torch.inference_mode()
+    def abort(self) -> None:
+        """Blank every row."""
+        if self._state is not None:
+            self._state.probe.blanked.fill_(True)
+
+    def snapshot(self) -> _Rows:
+        """A copy of the state of all rows."""
+        return clone_rows(self._now)
+
+    @torch.inference_mode()
+    def restore(self, snapshot: _Rows, streams: Streams) -> None:
+        """Go back to a snapshot; the streams are their owner's to restore."""
+        self._state, self._streams = clone_rows(snapshot), streams
+
+    @property
+    def _now(self) -> _Rows:
+        if self._state is None:
+            raise InstructionError("The column was not reset yet; call reset(streams, rows) first.")
+        return self._state
+
+    def _advance(self, rows: Tensor, dt_s: Tensor) -> tuple[Tensor, DriftState]:
+        """Displacements (n, J + 1, 2) in Å, the present one first, over steps dt_s (n, J); moves the sample on."""
+        before = take_rows(self._now.drift, rows)
+        path, after = advance(self.config.drift, before, dt_s, self._streams, rows)
+        write_rows(self._now.drift, rows, after)
+        return torch.cat((before.offset_ang.unsqueeze(1), path), dim=1), after
+
+    def _scan(self, scan: Scan) -> Reading:
+        self._grid.check_scan(scan)
+        config, rows = self.config, scan.rows
+        height, width = config.shape
+        line_s = width * scan.dwell_s + config.detector.flyback_s
+        seconds = height * line_s + config.overheads.scan_s
+        knots, drift = self._advance(rows, (seconds / _FRAME_KNOTS).unsqueeze(1).expand(-1, _FRAME_KNOTS))
+        shift = -displacement_of_rows(knots, height)
+        if config.detector.line_jitter_ang > 0.0:
+            shift = shift + line_jitter_ang(self._streams, rows, height, config.detector)
+        y, x = torch.meshgrid(
+            pixel_centres(height, self.device), pixel_centres(width, self.device), indexing="ij"
+        )  # (H, W)
+        place = torch.stack((x, y), dim=-1).flatten(0, 1)
+        wanted = self._from_centre_ang(place.expand(len(rows), -1, -1))
+        true = distort(drift, wanted) + shift.repeat_interleave(width, dim=1)
+        fraction = self._interpolated(self._now.specimen.image.flatten(1).unsqueeze(2), rows, true)
+        current = torch.full_like(scan.dwell_s, config.current_pa)
+        mean = expected_electrons(fraction.reshape(-1, height, width), current, scan.dwell_s, config.detector)
+        counts = detect(mean, self._streams, rows, config.detector)
+        calibration = of_detector(rows, config.detector.gain, config.detector.offset)
+        return self._grid.scan_reading(scan, counts, calibration, config.detector.flyback_s)
+
+    def _acquire(self, acquire: Acquire) -> Reading:
+        self._grid.check_acquire(acquire, self.capabilities)
+        state, rows = self._now, acquire.rows
+        part_s = (acquire.exposure_s / _PATH_SAMPLES).unsqueeze(1).expand(-1, _PATH_SAMPLES)
+        knots, drift = self._advance(rows, part_s)
+        place = state.probe.place.index_select(0, rows)
+        wanted = self._from_centre_ang(place.unsqueeze(1))
+        path = distort(drift, wanted) - 0.5 * (knots[:, 1:] + knots[:, :-1])  # (n, J, 2)
+        loadings = self._interpolated(state.specimen.loadings, rows, path).mean(1)  # (n, K)
+        state.acquired.index_copy_(0, rows, loadings)
+        components = state.specimen.components.index_select(0, rows)
+        expected = (loadings.unsqueeze(2) * components).sum(1)  # (n, C) per beam electron
+        counts = _detected(expected, self._streams, rows, self.config.current_pa, acquire.exposure_s)
+        if self.config.overheads.readout_s > 0.0:
+            self._advance(rows, torch.full_like(acquire.exposure_s, self.config.overheads.readout_s).unsqueeze(1))
+        key = "pattern" if len(self._data_shape) == 2 else "spectrum"
+        data = {key: counts.reshape(-1, *self._data_shape)}
+        return self._grid.acquire_reading(acquire, place, data, of_detector(rows, 1.0, 0.0))
+
+    def _park(self, park: Park) -> Reading:
+        return self._pass_time(self._grid.park(self._now.probe, park))
+
+    def _blank(self, instruction: Blank) -> Reading:
+        return blank(self._now.probe, instruction, instruction.on)
+
+    def _wait(self, wait: Wait) -> Reading:
+        return self._pass_time(no_dose(wait, wait.time_s))
+
+    def _read(self, read: Read) -> Reading:
+        return self._grid.read(self._now.probe, read)
+
+    def _pass_time(self, reading: Reading) -> Reading:
+        moving = (reading.seconds > 0.0).nonzero().squeeze(1)  # no time, no draw: whoever waits beside it
+        if len(moving):
+            self._advance(reading.rows[moving], reading.seconds[moving].unsqueeze(1))
+        return reading
+
+    def _from_centre_ang(self, place: Tensor) -> Tensor:
+        """Places (n, P, 2) in fractions as Å from the middle of the field."""
+        height, width = self.config.shape
+        field = torch.tensor([width, height], device=place.device) * self._grid.cell_ang
+        return (place - 0.5) * field
+
+    def _interpolated(self, values: Tensor, rows: Tensor, xy_ang: Tensor) -> Tensor:
+        """Values (B, H·W, K) of `rows` at places xy_ang (n, P, 2) from the middle of the field: (n, P, K)."""
+        height, width = self.config.shape
+        at = xy_ang / self._grid.cell_ang
+        x = (at[..., 0] + 0.5 * (width - 1)).clamp(0.0, width - 1.0)
+        y = (at[..., 1] + 0.5 * (height - 1)).clamp(0.0, height - 1.0)
+        left, top = x.long().clamp(max=width - 2), y.long().clamp(max=height - 2)
+        right, low = (x - left).unsqueeze(-1), (y - top).unsqueeze(-1)
+        first = rows.unsqueeze(1) * (height * width) + top * width + left  # (n, P) in values without its first axis
+        flat = values.flatten(0, 1)
+
+        def corner(step: int) -> Tensor:
+            return flat.index_select(0, (first + step).flatten()).reshape(*first.shape, -1)
+
+        above = torch.lerp(corner(0), corner(1), right)
+        below = torch.lerp(corner(width), corner(width + 1), right)
+        return torch.lerp(above, below, low)
+
+
+def _detected(expected: Tensor, streams: Streams, rows: Tensor, current_pa: float, exposure_s: Tensor) -> Tensor:
+    """Counts (n, C) of an ideal counting spectrometer for expected signals (n, C) per beam electron."""
+    beam = current_pa * exposure_s * ELECTRONS_PER_PC
+    return streams.poisson(rows, expected.clamp(min=0.0) * beam.unsqueeze(1))

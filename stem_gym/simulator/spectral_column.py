@@ -1,0 +1,50 @@
+"""The settings of a simulated column that records spectra or diffraction patterns cell by cell."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from stem_gym.core.config import Config
+from stem_gym.simulator.detectors import DetectorModel
+from stem_gym.simulator.drift import DriftModel
+from stem_gym.simulator.patch_specimens import PatchRecipe
+from stem_gym.simulator.probe_grid import SpectralOverheads
+
+DIFFRACTION = "diffraction"  # the detector that answers patterns
+# One more recipe makes this a union: Annotated[PatchRecipe | …, Field(discriminator="kind")].
+SpectralRecipe = PatchRecipe
+
+
+class SpectralColumn(Config):
+    """A simulated column with a field of cells, each with its spectrum or pattern."""
+
+    kind: Literal["spectral"] = "spectral"
+    """this instrument"""
+    specimen: SpectralRecipe
+    """what is under the beam"""
+    spectrometer: Literal["eels", "eds", "diffraction"] = "eels"
+    """name of the detector that Acquire takes"""
+    shape: tuple[int, int]
+    """cells (H, W) of the field"""
+    fov_nm: float = Field(gt=0, le=1e5)
+    """width of the field; cells are square"""
+    current_pa: float = Field(default=40.0, gt=0, le=10000)
+    """beam current"""
+    detector: DetectorModel = DetectorModel()
+    """annular detector"""
+    drift: DriftModel = DriftModel()
+    """drift and scan distortion"""
+    overheads: SpectralOverheads = SpectralOverheads()
+    """time beside exposure"""
+
+    @model_validator(mode="after")
+    def _fits(self) -> SpectralColumn:
+        if min(self.shape) < 2 or max(self.shape) > 4096:
+            raise ValueError(f"shape must be 2 to 4096 cells on either side; given {self.shape}")
+        patterns = self.specimen.axis().dim() == 2
+        if patterns != (self.spectrometer == DIFFRACTION):
+            made = "diffraction patterns" if patterns else "spectra"
+            raise ValueError(f"the specimen makes {made}, which {self.spectrometer!r} does not record")
+        return self
