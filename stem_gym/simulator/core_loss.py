@@ -150,10 +150,11 @@ def zero_loss_fraction(thickness: Tensor) -> Tensor:
 
 def loss_weights(thickness: Tensor, orders: int) -> Tensor:
     """Shares (…, orders + 1) of electrons with 0, 1, … losses at t/λ (…): Poisson, and the last holds all the rest."""
-    order = torch.arange(orders, dtype=thickness.dtype, device=thickness.device)
-    tau = thickness[..., None]
-    weight = torch.exp(torch.xlogy(order, tau) - tau - torch.lgamma(order + 1.0))
-    return torch.cat((weight, (1.0 - weight.sum(dim=-1, keepdim=True)).clamp(min=0.0)), dim=-1)
+    shares = [torch.exp(-thickness)][:orders]
+    for order in range(1, orders):
+        shares.append(shares[-1] * thickness / order)
+    rest = (1.0 - sum(shares, torch.zeros_like(thickness))).clamp(min=0.0)
+    return torch.stack([*shares, rest], dim=-1)
 
 
 def drude_loss(energy_ev: Tensor, plasmon_ev: Tensor | float, width_ev: Tensor | float) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -15,11 +15,18 @@ from stem_gym.core.streams import normal_quantile
 from stem_gym.core.units import ANG_PER_NM
 from stem_gym.simulator.phase_spectra import Detector, Eels, Phase
 from stem_gym.simulator.scattering import haadf_cross_section_ang2
-from stem_gym.simulator.smooth_fields import smooth_fields
+from stem_gym.simulator.smooth_fields import (
+    LOGISTIC_10_TO_90,
+    RandomRows,
+    logistic,
+    smooth_fields,
+    soft_step,
+    uneven,
+    weighted_sum,
+)
 from stem_gym.simulator.spectral_specimen import SpectralSpecimen
 
 _STRETCH_EDGE = 0.1  # how softly a stretch of a boundary begins, in standard deviations of its field
-_LOGISTIC_10_TO_90 = 2.0 * math.log(9.0)  # width from 10 to 90 % of a logistic step of scale 1
 
 # Cubic cells of the textbooks: SrTiO3 a = 0.3905 nm, LaMnO3 pseudo-cubic 0.388 nm, MnO 0.4445 nm. The valences' shifts
 # and ratios are assumptions of the usual size: Mn L moves down and its ratio up from Mn3+ to Mn2+.
@@ -38,13 +45,6 @@ _REDUCED_MANGANITE = Phase(
 _REDUCED_TITANATE = Phase(
     composition={"Sr": 1.0, "Ti": 1.0, "O": 2.5}, atoms_per_nm3=75.6, edge_shift_ev={"Ti": -1.5}, white_line_ratio=2.5
 )
-
-
-class RandomRows(Protocol):
-    """What a recipe needs of `stem_gym.core.streams.Streams`."""
-
-    def uniform(self, rows: Tensor, shape: tuple[int, ...] = ()) -> Tensor: ...
-    def normal(self, rows: Tensor, shape: tuple[int, ...] = ()) -> Tensor: ...
 
 
 class PhasesRecipe(Config):
@@ -101,7 +101,7 @@ class PhasesRecipe(Config):
 
     @property
     def materials(self) -> tuple[Phase, ...]:
-        """Phases in the order of the loadings: domains, precipitate, interface, defect; those that are None left out."""
+        """Phases in the order of the loadings: domains, precipitate, interface, defect; without those that are None."""
         return (*self.phases, *(p for p in (self.precipitate, self.interface, self.defect) if p is not None))
 
     def build(
@@ -116,13 +116,13 @@ class PhasesRecipe(Config):
         thickness = self._thickness_nm(streams, rows, shape).to(device)
         uniform = streams.uniform(rows, (len(materials) + 1,)).to(share.device)
         parts = self.detector.components(materials, self.energy_kev, uniform)
-        by_cell = share.flatten(2).transpose(1, 2)  # (n, cells, P)
+        by_cell = share.flatten(2).transpose(1, 2).contiguous()  # (n, cells, P)
         along = thickness.flatten(1)
         weight = self.detector.weights(along, by_cell, materials, self.energy_kev)
         loadings = (by_cell * along[..., None])[..., None] * weight[:, :, None]
-        haadf = torch.tensor([self._haadf_per_nm(p) for p in materials], device=share.device)
+        haadf = [self._haadf_per_nm(p) for p in materials]
         # Scattered to the annulus at least once: linear while thin.
-        image = -torch.expm1(-thickness * torch.einsum("nphw,p->nhw", share, haadf))
+        image = -torch.expm1(-thickness * weighted_sum(share.unbind(dim=1), haadf))
         return SpectralSpecimen(image, loadings.flatten(2), parts.flatten(1, 2))
 
     def shares(self, streams: RandomRows, rows: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -132,7 +132,7 @@ class PhasesRecipe(Config):
         cuts = len(self.phases) - 1
         fields = smooth_fields(streams, rows, cuts + 1, shape, length)
         level = normal_quantile(0.3 + 0.4 * streams.uniform(rows, (cuts,)))
-        step = _soft_step(fields[:, :cuts], level, self.interface_width_nm / pixel_nm)
+        step = soft_step(fields[:, :cuts], level, self.interface_width_nm / pixel_nm, self.domain_nm / pixel_nm)
         domains = [step[:, 0]] if cuts == 1 else [step[:, 0], (1.0 - step[:, 0]) * step[:, 1]]
         found = torch.stack([*domains, 1.0 - sum(domains[1:], domains[0])], dim=1)
         free = torch.ones_like(step[:, 0])
@@ -142,7 +142,7 @@ class PhasesRecipe(Config):
         if self.interface is not None:
             boundary = 4.0 * step[:, 0] * (1.0 - step[:, 0])
             cut = normal_quantile(torch.tensor([1.0 - self.interface_share], device=step.device))
-            stretch = torch.sigmoid((fields[:, -1] - cut) / _STRETCH_EDGE)
+            stretch = logistic((fields[:, -1] - cut) / _STRETCH_EDGE)
             found = _put_in(found, free * boundary * stretch)
         if self.defect is not None:
             found = _put_in(found, self._defects(streams, rows, shape))
@@ -153,13 +153,13 @@ class PhasesRecipe(Config):
         pixel_nm = self.fov_nm / shape[1]
         offset, uniform = self._spots(streams, rows, shape, self.precipitates_max)
         low, high = self.precipitate_radius_nm
-        radius = low + (high - low) * uniform[:, 3:4, None]
-        angle, stretch = 2.0 * math.pi * uniform[:, 4:5, None], 1.0 + 0.5 * uniform[:, 5:6, None]
+        radius = low + (high - low) * uniform[:, 3, :, None]
+        angle, stretch = 2.0 * math.pi * uniform[:, 4, :, None], 1.0 + 0.5 * uniform[:, 5, :, None]
         along = (offset[0] * torch.cos(angle) + offset[1] * torch.sin(angle)) / stretch
         across = (offset[1] * torch.cos(angle) - offset[0] * torch.sin(angle)) * stretch
         outside = torch.sqrt(along * along + across * across) - radius
-        edge_nm = max(self.interface_width_nm, pixel_nm) / _LOGISTIC_10_TO_90
-        return _union(torch.sigmoid(-outside / edge_nm), uniform, self.precipitates_max, shape)
+        edge_nm = max(self.interface_width_nm, pixel_nm) / LOGISTIC_10_TO_90
+        return _union(logistic(-outside / edge_nm), uniform, self.precipitates_max, shape)
 
     def _defects(self, streams: RandomRows, rows: Tensor, shape: tuple[int, int]) -> Tensor:
         """Share of the defects' phase, (n, H, W): round spots of one size."""
@@ -181,16 +181,11 @@ class PhasesRecipe(Config):
         return (across - centre_x[..., None], down - centre_y[..., None]), uniform
 
     def _thickness_nm(self, streams: RandomRows, rows: Tensor, shape: tuple[int, int]) -> Tensor:
-        """(n, H, W): a mean, a wedge in a random direction, and a smooth roughness; at least a tenth of the mean."""
-        uniform = streams.uniform(rows, (3,))
-        low, high = self.thickness_nm
-        mean = low + (high - low) * uniform[:, 0, None, None]
-        angle, slope = 2.0 * math.pi * uniform[:, 1, None, None], self.wedge * uniform[:, 2, None, None]
-        y, x = (torch.linspace(-0.5, 0.5, cells, device=uniform.device) for cells in shape)
-        ramp = slope * (torch.cos(angle) * x + torch.sin(angle) * y[:, None])
+        """(n, H, W): a wedge in a random direction, and a smooth roughness; at least a tenth of the mean."""
         length = min(2.0, 1.5 * self.domain_nm / self.fov_nm)
-        rough = self.roughness * smooth_fields(streams, rows, 1, shape, length)[:, 0]
-        return mean * (1.0 + ramp + rough).clamp(min=0.1)
+        relative = uneven(streams, rows, shape, (self.wedge, self.roughness, length))
+        low, high = self.thickness_nm
+        return (low + (high - low) * streams.uniform(rows))[:, None, None] * relative
 
     def _haadf_per_nm(self, phase: Phase) -> float:
         """Share of the beam that a nanometre of a phase scatters to the annulus."""
@@ -198,15 +193,6 @@ class PhasesRecipe(Config):
         density = torch.tensor(list(phase.densities().values()))
         cross = haadf_cross_section_ang2(number, torch.tensor(self.energy_kev), *self.haadf_mrad) / ANG_PER_NM**2
         return float((density * cross).sum())
-
-
-def _soft_step(fields: Tensor, level: Tensor, width_cells: float) -> Tensor:
-    """1 where fields (n, F, H, W) exceed levels (n, F), with a boundary of one width (10 to 90 %) everywhere."""
-    down, across = torch.gradient(fields, dim=(-2, -1))
-    # Where the field is flat there is no boundary near; the floor keeps the distance finite there.
-    steepness = torch.sqrt(down.square() + across.square() + 1e-6)
-    distance_cells = (fields - level[..., None, None]) / steepness
-    return torch.sigmoid(distance_cells * (_LOGISTIC_10_TO_90 / max(width_cells, 1.0)))
 
 
 def _union(covered: Tensor, uniform: Tensor, most: int, shape: tuple[int, int]) -> Tensor:

@@ -26,6 +26,7 @@ from stem_gym.simulator.core_loss import (
     loss_weights,
     white_line_shares,
 )
+from stem_gym.simulator.smooth_fields import weighted_sum
 from stem_gym.simulator.x_rays import (
     bremsstrahlung_cross_section_nm2,
     line_cross_sections_nm2,
@@ -118,15 +119,12 @@ class Eels(Channels):
 
     def weights(self, thickness_nm: Tensor, share: Tensor, phases: tuple[Phase, ...], energy_kev: float) -> Tensor:
         """Shares (…, orders + 1) of electrons with 0, 1, … losses besides the core loss; `share` (…, P) of phases."""
-        inverse = torch.tensor(
-            [
-                1.0 / inelastic_mean_free_path_nm(energy_kev, self.collection_mrad, effective_number_of(p.composition))
-                for p in phases
-            ],
-            dtype=share.dtype,
-            device=share.device,
-        )
-        return loss_weights(thickness_nm * (share @ inverse), self.orders)
+        inverse = [
+            1.0
+            / float(inelastic_mean_free_path_nm(energy_kev, self.collection_mrad, effective_number_of(p.composition)))
+            for p in phases
+        ]
+        return loss_weights(thickness_nm * weighted_sum(share.unbind(dim=-1), inverse), self.orders)
 
     def components(self, phases: tuple[Phase, ...], energy_kev: float, uniform: Tensor) -> Tensor:
         """Expected electrons per beam electron, channel and nm: (n, P, orders + 1, C).
