@@ -28,6 +28,7 @@ from stem_gym.simulator.exposure import displacement_of_rows, pixel_centres
 from stem_gym.simulator.probe_grid import ProbeGrid, ProbeRows, blank, of_detector
 from stem_gym.simulator.spectral_column import DIFFRACTION, SpectralColumn
 from stem_gym.simulator.spectral_specimen import SpectralSpecimen
+from stem_gym.simulator.spectrometer import detect_spectrum
 
 Config = SpectralColumn  # what `settings` of this kind must be
 _FRAME_KNOTS = 8  # drift is drawn at so many times of a frame and is straight in between
@@ -65,6 +66,8 @@ class SpectralInstrument(Instrument):
         axis = config.specimen.axis()
         self._data_shape = (math.isqrt(len(axis)),) * 2 if config.spectrometer == DIFFRACTION else (len(axis),)
         self.capabilities = self._grid.capabilities({config.spectrometer: axis}, _EXPOSURE_S)
+        per_s = config.current_pa * ELECTRONS_PER_PC * config.camera.quantum_efficiency
+        self._detected_per_s = torch.full((rows,), per_s, device=self.device)
         self._state: _Rows | None = None
         self._streams = Streams([0] * rows, self.device)  # until the first reset hands in the caller's
         self._handlers: dict[type[Instruction], Any] = {
@@ -107,7 +110,8 @@ class SpectralInstrument(Instrument):
     def truth(self) -> Mapping[str, Tensor]:
         """Loadings, components and image of the field, the loadings where the last Acquire was, and the frame's place.
 
-        These are the live buffers, good until the next instruction. `acquired` is NaN before the first Acquire.
+        `electrons_per_s` turns a spectrum per beam electron into detected electrons per second. These are the live
+        buffers, good until the next instruction. `acquired` is NaN before the first Acquire.
         """
         state = self._now
         return {
@@ -115,6 +119,7 @@ class SpectralInstrument(Instrument):
             "components": state.specimen.components,
             "image": state.specimen.image,
             "acquired": state.acquired,
+            "electrons_per_s": self._detected_per_s,
             "fov_ang": torch.full((self.rows,), self._grid.fov_ang, device=self.device),
             "frame_centre_ang": -state.drift.offset_ang,
         }
@@ -182,12 +187,13 @@ class SpectralInstrument(Instrument):
         state.acquired.index_copy_(0, rows, loadings)
         components = state.specimen.components.index_select(0, rows)
         expected = (loadings.unsqueeze(2) * components).sum(1)  # (n, C) per beam electron
-        counts = _detected(expected, self._streams, rows, self.config.current_pa, acquire.exposure_s)
+        current, camera = torch.full_like(acquire.exposure_s, self.config.current_pa), self.config.camera
+        counts = detect_spectrum(expected, self._streams, rows, current, acquire.exposure_s, camera)
         if self.config.overheads.readout_s > 0.0:
             self._advance(rows, torch.full_like(acquire.exposure_s, self.config.overheads.readout_s).unsqueeze(1))
         key = "pattern" if len(self._data_shape) == 2 else "spectrum"
         data = {key: counts.reshape(-1, *self._data_shape)}
-        return self._grid.acquire_reading(acquire, place, data, of_detector(rows, 1.0, 0.0))
+        return self._grid.acquire_reading(acquire, place, data, of_detector(rows, camera.gain, camera.offset))
 
     def _park(self, park: Park) -> Reading:
         return self._pass_time(self._grid.park(self._now.probe, park))
@@ -230,9 +236,3 @@ class SpectralInstrument(Instrument):
         above = torch.lerp(corner(0), corner(1), right)
         below = torch.lerp(corner(width), corner(width + 1), right)
         return torch.lerp(above, below, low)
-
-
-def _detected(expected: Tensor, streams: Streams, rows: Tensor, current_pa: float, exposure_s: Tensor) -> Tensor:
-    """Counts (n, C) of an ideal counting spectrometer for expected signals (n, C) per beam electron."""
-    beam = current_pa * exposure_s * ELECTRONS_PER_PC
-    return streams.poisson(rows, expected.clamp(min=0.0) * beam.unsqueeze(1))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from stem_gym.core.config import Config
 from stem_gym.simulator.detectors import DetectorModel
 from stem_gym.simulator.drift import DriftModel
+from stem_gym.simulator.field_specimens import FieldsRecipe
 from stem_gym.simulator.patch_specimens import PatchRecipe
+from stem_gym.simulator.phase_specimens import PhasesRecipe
 from stem_gym.simulator.probe_grid import SpectralOverheads
+from stem_gym.simulator.spectrometer import SpectrometerModel
 
 DIFFRACTION = "diffraction"  # the detector that answers patterns
-# One more recipe makes this a union: Annotated[PatchRecipe | …, Field(discriminator="kind")].
-SpectralRecipe = PatchRecipe
+SpectralRecipe = Annotated[PatchRecipe | PhasesRecipe | FieldsRecipe, Field(discriminator="kind")]
 
 
 class SpectralColumn(Config):
@@ -34,6 +36,8 @@ class SpectralColumn(Config):
     """beam current"""
     detector: DetectorModel = DetectorModel()
     """annular detector"""
+    camera: SpectrometerModel = SpectrometerModel()
+    """how the spectrometer, X-ray detector or pixelated camera counts"""
     drift: DriftModel = DriftModel()
     """drift and scan distortion"""
     overheads: SpectralOverheads = SpectralOverheads()

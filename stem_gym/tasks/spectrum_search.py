@@ -477,7 +477,7 @@ class SpectrumSearch(Task[State]):
 
     def _true_maps(self, truth: Mapping[str, Tensor], rows: Tensor) -> Tensor:
         """(n, S, H·W) of some rows."""
-        rate = truth["loadings"].index_select(0, rows) @ truth["components"].index_select(0, rows)
+        rate = truth["loadings"].index_select(0, rows) @ _components(truth, rows)
         return self._values(rate, rate.mean(1, keepdim=True)).transpose(1, 2)
 
     def _judge(self, state: State, readings: Sequence[Reading], truth: Mapping[str, Tensor]) -> State:
@@ -486,7 +486,7 @@ class SpectrumSearch(Task[State]):
         for reading in readings:
             if reading.verb == "Acquire":
                 rows = reading.rows
-                components = truth["components"].index_select(0, rows)
+                components = _components(truth, rows)
                 acquired = truth["acquired"].index_select(0, rows).unsqueeze(1)
                 mean = truth["loadings"].index_select(0, rows).mean(1, keepdim=True) if self._compares else acquired
                 value = self._values(acquired @ components, mean @ components)  # (n, 1, S)
@@ -580,6 +580,12 @@ def _check_scalarizer(scalarizer: NamedScalarizer, axis: Tensor) -> None:
         scalarizer.measure.check(axis)
     except ConfigError as error:
         raise ConfigError(f"scalarizer {scalarizer.name!r}: {error}") from error
+
+
+def _components(truth: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+    """Components (n, K, C) in detected electrons per second."""
+    per_s = truth["electrons_per_s"].index_select(0, rows)
+    return truth["components"].index_select(0, rows) * per_s[:, None, None]
 
 
 def _averaging(channels: int, fewer: int) -> Tensor:

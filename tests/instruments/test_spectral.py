@@ -24,7 +24,14 @@ BRIGHT = {"peak_fraction": 0.05, "background_fraction": 0.01, "channels": 32}
 
 def column(rows: int = 2, seed: int = 0, **settings: Any) -> SpectralInstrument:
     """A still column, reset; settings are merged over that."""
-    base = {"kind": "spectral", "shape": list(SHAPE), "fov_nm": FOV_NM, "current_pa": 100.0, "drift": STILL}
+    base = {
+        "kind": "spectral",
+        "shape": list(SHAPE),
+        "fov_nm": FOV_NM,
+        "current_pa": 100.0,
+        "drift": STILL,
+        "camera": {"saturation": 1e15},
+    }
     instrument = make(
         "spectral", base | {"specimen": {"kind": "patches", **BRIGHT}} | settings, rows, torch.device("cpu")
     )
