@@ -104,7 +104,8 @@ class State:
     true_map: Tensor  # (B, S, H·W) noise-free
     true_value: Tensor  # (B, M, S) noise-free, where the beam truly was
     true_range: Tensor  # (B, S, 2) its least and its most
-    true_tops: Tensor  # (B, S, 3) what belongs to the best 1 %, the best 5 %, and above the level
+    true_tops: Tensor  # (B, S, 3) where the best 1 % begin, the best 5 %, and what is above the level
+    true_counts: Tensor  # (B, S, 3) cells that are there
     attained: Tensor  # (B,) what the mode counts, from truth
     covered: Tensor  # (B,) part of the field near a measurement; only in mode "learn"
     reached: Tensor  # (B, 3) measurements that took the best to each of SHARES; NaN until then
@@ -214,6 +215,7 @@ class SpectrumSearch(Task[State]):
             true_value=values,
             true_range=maps[:, :, :2],
             true_tops=maps[:, :, :1].expand(-1, -1, 3),
+            true_counts=maps[:, :, :1].expand(-1, -1, 3),
             attained=zero,
             covered=zero,
             reached=torch.full((rows, len(SHARES)), torch.nan, device=device),
@@ -427,11 +429,12 @@ class SpectrumSearch(Task[State]):
         """Add the last measurement to the plain interpolation: Gaussian weights of distance and of brightness."""
         (height, width), image = self._grid, state.image.index_select(0, rows).float() / 255.0
         at = (rows, state.last.index_select(0, rows))
-        cell, every = state.cell[at].unsqueeze(1), torch.arange(self._cells, device=rows.device)
-        dx = (every % width - cell % width) / (width * _LEARN_REACH)
-        dy = (every // width - cell // width) / (height * _LEARN_REACH)
+        cell = state.cell[at].unsqueeze(1)
+        x = (torch.arange(width, device=rows.device) - cell % width) / (width * _LEARN_REACH)
+        y = (torch.arange(height, device=rows.device) - cell // width) / (height * _LEARN_REACH)
+        near = (-0.5 * y.square()).exp().unsqueeze(2) * (-0.5 * x.square()).exp().unsqueeze(1)  # (n, H, W)
         contrast = (image - image.gather(1, cell)) / _LEARN_CONTRAST
-        weight = torch.exp(-0.5 * (dx.square() + dy.square() + contrast.square()))
+        weight = contrast.square_().mul_(-0.5).exp_().mul_(near.flatten(1))
         value = state.value[at] - torch.where(again.unsqueeze(1), before.value[at], 0.0)
         return replace(
             state,
@@ -472,13 +475,16 @@ class SpectrumSearch(Task[State]):
             true_map=state.true_map.index_copy(0, fresh, maps),
             true_range=state.true_range.index_copy(0, fresh, torch.stack((low, high), dim=-1)),
             true_tops=state.true_tops.index_copy(0, fresh, tops),
+            true_counts=state.true_counts.index_copy(
+                0, fresh, (maps.unsqueeze(2) >= tops.unsqueeze(3)).sum(-1).float()
+            ),
             known=torch.ones_like(state.known),
         )
 
     def _true_maps(self, truth: Mapping[str, Tensor], rows: Tensor) -> Tensor:
         """(n, S, H·W) of some rows."""
         rate = truth["loadings"].index_select(0, rows) @ _components(truth, rows)
-        return self._values(rate, rate.mean(1, keepdim=True)).transpose(1, 2)
+        return self._values(rate, rate.mean(1, keepdim=True) if self._compares else None).transpose(1, 2)
 
     def _judge(self, state: State, readings: Sequence[Reading], truth: Mapping[str, Tensor]) -> State:
         """Book the noise-free values of what was measured."""
@@ -501,10 +507,10 @@ class SpectrumSearch(Task[State]):
         span = (high - low).clamp(min=_TINY)
         best = torch.where(measured, _of_wanted(state.true_value.transpose(1, 2), state.wanted), -torch.inf).amax(1)
         best_share = ((best - low) / span).clamp(0.0, 1.0)
-        wanted_map = _of_wanted(state.true_map, state.wanted)  # (B, H·W)
         tops = _of_wanted(state.true_tops, state.wanted).unsqueeze(-1)  # (B, 3, 1)
-        here = torch.where(measured, wanted_map.gather(1, state.cell.clamp(max=self._cells - 1)), -torch.inf)
-        found = (here.unsqueeze(1) >= tops).sum(-1) / (wanted_map.unsqueeze(1) >= tops).sum(-1).clamp(min=1)
+        row, cell = torch.arange(len(best), device=best.device).unsqueeze(1), state.cell.clamp(max=self._cells - 1)
+        here = torch.where(measured, state.true_map[row, state.wanted.unsqueeze(1), cell], -torch.inf)
+        found = (here.unsqueeze(1) >= tops).sum(-1) / _of_wanted(state.true_counts, state.wanted).clamp(min=1.0)
         shares = {"best_share": best_share, "simple_regret": 1.0 - best_share}
         names = ("found_top1_share", "found_top5_share", "found_level_share")
         shares |= dict(zip(names, found.unbind(1), strict=True))
@@ -512,7 +518,7 @@ class SpectrumSearch(Task[State]):
             weight = state.weight + _LEARN_PRIOR
             mean = _masked_mean(_of_wanted(state.value.transpose(1, 2), state.wanted), measured)
             predicted = (_of_wanted(state.weighted, state.wanted) + _LEARN_PRIOR * mean.unsqueeze(1)) / weight
-            shares["rmse"] = (predicted - wanted_map).square().mean(1).sqrt() / span
+            shares["rmse"] = (predicted - _of_wanted(state.true_map, state.wanted)).square().mean(1).sqrt() / span
             return (1.0 - shares["rmse"]).clamp(min=0.0) * (state.taken > 0), shares
         return best_share if self.config.mode == "optimise" else shares["found_level_share"], shares
 
