@@ -378,7 +378,7 @@ class SpectrumSearch(Task[State]):
         electrons = state.spectrum[at] + (counts - offset) / gain
         seconds = state.exposure_s[at] + exposure_s
         spectrum, total_s = state.spectrum.index_put(at, electrons), state.exposure_s.index_put(at, seconds)
-        value = self._values(electrons / seconds.unsqueeze(1), self._mean_so_far(spectrum, total_s, rows))
+        value = self.values(electrons / seconds.unsqueeze(1), self._mean_so_far(spectrum, total_s, rows))
         changed = replace(
             state,
             place=state.place.index_copy(0, rows, place),
@@ -401,7 +401,7 @@ class SpectrumSearch(Task[State]):
         seconds = exposure_s.index_select(0, rows).sum(1, keepdim=True)
         return spectrum.index_select(0, rows).sum(1) / seconds
 
-    def _values(self, rate: Tensor, reference: Tensor | None) -> Tensor:
+    def values(self, rate: Tensor, reference: Tensor | None) -> Tensor:
         """Every scalarizer of spectra (…, C): (…, S), finite."""
         axis = self._axis.to(rate.device)
         values = [scalarizer.measure(rate, axis, reference) for scalarizer in self.config.scalarizers]
@@ -465,7 +465,7 @@ class SpectrumSearch(Task[State]):
         if len(fresh) == 0:
             return state
         size = max(1, _TRUE_NUMBERS // (self._cells * len(self._axis)))
-        maps = torch.cat([self._true_maps(truth, rows) for rows in fresh.split(size)])  # (n, S, H·W)
+        maps = torch.cat([self.true_maps(truth, rows) for rows in fresh.split(size)])  # (n, S, H·W)
         low, high = maps.aminmax(dim=-1)
         level = low + self.config.level_share * (high - low)
         ranks = [max(1, round(top * self._cells)) for top in _TOPS]
@@ -481,10 +481,10 @@ class SpectrumSearch(Task[State]):
             known=torch.ones_like(state.known),
         )
 
-    def _true_maps(self, truth: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+    def true_maps(self, truth: Mapping[str, Tensor], rows: Tensor) -> Tensor:
         """(n, S, H·W) of some rows."""
         rate = truth["loadings"].index_select(0, rows) @ _components(truth, rows)
-        return self._values(rate, rate.mean(1, keepdim=True) if self._compares else None).transpose(1, 2)
+        return self.values(rate, rate.mean(1, keepdim=True) if self._compares else None).transpose(1, 2)
 
     def _judge(self, state: State, readings: Sequence[Reading], truth: Mapping[str, Tensor]) -> State:
         """Book the noise-free values of what was measured."""
@@ -495,7 +495,7 @@ class SpectrumSearch(Task[State]):
                 components = _components(truth, rows)
                 acquired = truth["acquired"].index_select(0, rows).unsqueeze(1)
                 mean = truth["loadings"].index_select(0, rows).mean(1, keepdim=True) if self._compares else acquired
-                value = self._values(acquired @ components, mean @ components)  # (n, 1, S)
+                value = self.values(acquired @ components, mean @ components)  # (n, 1, S)
                 at = (rows, state.last.index_select(0, rows))
                 true_value = true_value.index_put(at, value.squeeze(1))
         return replace(state, true_value=true_value)
