@@ -27,7 +27,7 @@ _WIDTHS = 2  # of both; each is half the one before
 _SEEN = 6  # numbers of a neighbourhood
 _PLANES = _SEEN + 4 * _WIDTHS + 3
 _PRIOR = 0.05  # weight of "as the mean so far" in the regression
-_TAKEN = -1e4  # logit of a cell that was measured
+_TAKEN = -1e6  # logit of a cell that was measured
 _TINY = 1e-6
 
 
@@ -36,10 +36,12 @@ class MapSettings(Config):
 
     channels: int = Field(16, ge=4, le=128)
     """planes of the hidden layers"""
-    greed: float = Field(3.0, ge=0)
-    """how strongly it prefers at the start what the regression says is high, in standard deviations so far"""
-    curiosity: float = Field(2.0, ge=0)
-    """how strongly it prefers at the start what is unlike everything measured"""
+    greed: float = Field(1.0, ge=0)
+    """weight at the start of what the regression says, in standard deviations so far"""
+    curiosity: float = Field(4.0, ge=0)
+    """weight at the start of being unlike everything that was measured"""
+    sharpness: float = Field(6.0, gt=0)
+    """how strongly the higher of two cells is preferred at the start"""
 
 
 class MapNetwork(nn.Module):
@@ -65,6 +67,7 @@ class MapNetwork(nn.Module):
             self.around.weight.mul_(0.1)
             self.here.weight.mul_(0.1)
         self.greed, self.curiosity = (nn.Parameter(torch.tensor(w)) for w in (settings.greed, settings.curiosity))
+        self.log_sharpness = nn.Parameter(torch.tensor(math.log(settings.sharpness)))
         self.critic = nn.Sequential(nn.Linear(2 * _PLANES, 64), nn.Tanh(), nn.Linear(64, 1))
 
     def forward(self, observation: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -80,7 +83,7 @@ class MapNetwork(nn.Module):
         expected, evidence = planes[:, _SEEN + 2], planes[:, _SEEN + 3]  # by the narrower likeness
         around = self.around(self.mix(nn.functional.avg_pool2d(planes, 2, ceil_mode=True)))
         learned = (_drawn_out(around, planes.shape[2:]) + self.here(planes)).squeeze(1)
-        logits = learned + self.greed * expected - self.curiosity * evidence
+        logits = self.log_sharpness.exp() * (learned + self.greed * expected - self.curiosity * evidence)
         return logits.masked_fill(measured > 0, _TAKEN).flatten(1)
 
     def _value(self, planes: Tensor) -> Tensor:
