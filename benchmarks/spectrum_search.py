@@ -57,7 +57,8 @@ class Field:
 
 def _measured(file: str, name: str, measure: Mapping[str, Any], detector: str) -> Field:
     task = {"detector": detector, "scalarizers": [{"name": name, "measure": measure}]}
-    own = {"path": DATA / file, "task": task}
+    known = {"current_pa": 100.0, "exposure_s": 0.1, "spectrometer": detector}  # the files tell neither
+    own = {"path": DATA / file, "task": task, "instrument": known}
     return Field("stem_gym/SpectrumSearch-measured-v0", own, "stem_gym/SpectrumSearch-v0")
 
 

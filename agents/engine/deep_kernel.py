@@ -228,7 +228,10 @@ def _without_fold(plan: KernelPlan, points: Points, extra: Tensor) -> _Lesson:
 
     zero = torch.zeros((), dtype=points.value.dtype)
     return _Lesson(
-        packed(points.index), valid, torch.where(valid, packed(points.value), zero), torch.where(valid, packed(extra), zero)
+        packed(points.index),
+        valid,
+        torch.where(valid, packed(points.value), zero),
+        torch.where(valid, packed(extra), zero),
     )
 
 

@@ -29,6 +29,7 @@ from stem_gym.core.streams import Streams
 from stem_gym.core.units import ANG_PER_NM, ELECTRONS_PER_PC
 from stem_gym.datasets.cube_factors import Factors, factorise
 from stem_gym.datasets.cubes import SpectrumCube, read_cube
+from stem_gym.datasets.example_cube import example_cube
 from stem_gym.simulator.probe_grid import ProbeGrid, ProbeRows, SpectralOverheads, blank, of_detector
 from stem_gym.simulator.thinning import thin
 
@@ -40,8 +41,9 @@ class Config(Settings):
 
     kind: Literal["replayed"] = "replayed"
     """this instrument"""
-    path: str = Field(min_length=1)
-    """of the spectrum image; see `stem_gym.datasets.cubes.read_cube` for what can be read"""
+    path: str | None = Field(default=None, min_length=1)
+    """of the spectrum image; see `stem_gym.datasets.cubes.read_cube` for what can be read. Without one, an example is
+    replayed that nobody measured"""
     signal: int | None = Field(default=None, ge=0)
     """which spectrum image, where the file holds several"""
     spectrometer: Literal["eels", "eds"] = "eels"
@@ -112,6 +114,7 @@ class ReplayedCube(Instrument):
         per_electron = self.replay.share * config.thin / (config.counts_per_electron * beam)
         components = (self.replay.factors.components * per_electron).astype(np.float32)
         self._components = torch.from_numpy(components).to(self.device)
+        self._beam_per_s = torch.full((rows,), current_pa * ELECTRONS_PER_PC, device=self.device)
         self._state: _Rows | None = None
         self._streams = Streams([0] * rows, self.device)  # until the first reset hands in the caller's
         self._handlers: dict[type[Instruction], Any] = {
@@ -149,12 +152,13 @@ class ReplayedCube(Instrument):
     def truth(self) -> Mapping[str, Tensor]:
         """Loadings and components of the file's noise-free part, views that all rows share; spikes are not in them.
 
-        `acquired` is what the last Acquire measured, NaN before the first; it is live, good until the next instruction.
+        `electrons_per_s` turns a spectrum per beam electron into detected electrons (or X-rays) per second. `acquired` is what the last Acquire measured, NaN before the first; it is live, good until the next instruction.
         """
         return {
             "loadings": self._loadings.expand(self.rows, -1, -1),
             "components": self._components.expand(self.rows, -1, -1),
             "acquired": self._now.acquired,
+            "electrons_per_s": self._beam_per_s,
             "fov_ang": torch.full((self.rows,), self._grid.fov_ang, device=self.device),
             "frame_centre_ang": torch.zeros(self.rows, 2, device=self.device),
         }
@@ -227,20 +231,22 @@ def _known(config: Config, cube: SpectrumCube, key: str) -> float:
     given = getattr(config, key)
     value = given if given is not None else getattr(cube, key)
     if value is None:
-        raise ConfigError(f"instrument: {config.path} does not tell {key!r}; give it in the settings.")
+        raise ConfigError(f"instrument: {config.path or 'the example'} does not tell {key!r}; give it in the settings.")
     return float(value)
 
 
-def _prepare(path: str, signal: int | None) -> Replay:
+def _prepare(path: str | None, signal: int | None) -> Replay:
     """The file made ready; read and factorised once a process while it stays as it is."""
+    if path is None:
+        return _prepared(None, None, (0, 0))
     file = Path(path)
     state = os.stat(file) if file.exists() else None
     return _prepared(path, signal, (state.st_mtime_ns, state.st_size) if state else (0, 0))
 
 
 @functools.lru_cache(maxsize=4)
-def _prepared(path: str, signal: int | None, version: tuple[int, int]) -> Replay:
-    cube = read_cube(path, signal)
+def _prepared(path: str | None, signal: int | None, version: tuple[int, int]) -> Replay:
+    cube = example_cube() if path is None else read_cube(path, signal)
     spectra, image, share = cube.spectra, cube.haadf, 1.0
     if image is None:
         rng = np.random.default_rng(int(cube.sha256[:16], 16))

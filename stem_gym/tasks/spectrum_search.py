@@ -18,7 +18,7 @@ from torch import Tensor
 from stem_gym.core.config import Config
 from stem_gym.core.errors import ActionError, ConfigError, did_you_mean
 from stem_gym.core.instructions import FULL_FRAME, Acquire, Instruction, Park, Reading, Scan
-from stem_gym.core.instrument import Capabilities
+from stem_gym.core.instrument import Capabilities, Limits
 from stem_gym.core.scalarizers import NamedScalarizer
 from stem_gym.core.task import Marks, Needs, Observation, Score, Task
 
@@ -70,8 +70,8 @@ class SpectrumSearchConfig(Config):
     """success: this part of the range reached, of the cells found, or of the map explained"""
     spectrum_channels: int = Field(default=128, ge=2, le=4096)
     """most channels of the spectrum in the observation; more are averaged"""
-    fov_ang: float = Field(gt=0, le=1e6)
-    """side of the field"""
+    fov_ang: float | None = Field(default=None, gt=0, le=1e6)
+    """width of the field; the instrument's own if absent"""
     frame_dwell_s: float = Field(gt=0)
     """dwell per pixel of the image at the start"""
     image_full_scale: float | None = Field(default=None, gt=0)
@@ -186,9 +186,12 @@ class SpectrumSearch(Task[State]):
             raise ConfigError("The instrument has no grid of its own: give the task's `grid` (rows, columns).")
         if capabilities.grid is not None and tuple(grid) != tuple(capabilities.grid):
             raise ConfigError(f"The instrument's grid is {capabilities.grid}; the task's is {grid}. Leave `grid` out.")
+        fov_ang = config.fov_ang or _only(capabilities.limits.get("Scan.fov_ang"))
+        if fov_ang is None:
+            raise ConfigError("The instrument has no field of its own: give the task's `fov_ang`.")
         if axis is None:  # the env refuses an instrument without the detector, and says which it has
             return self
-        return SpectrumSearch(config.model_copy(update={"grid": tuple(grid)}), axis)
+        return SpectrumSearch(config.model_copy(update={"grid": tuple(grid), "fov_ang": fov_ang}), axis)
 
     def start(self, rows: int, device: torch.device) -> State:
         """Nothing seen, nothing measured."""
@@ -228,7 +231,8 @@ class SpectrumSearch(Task[State]):
         """One image of the field."""
         config, n = self.config, len(rows)
         region = torch.tensor(FULL_FRAME, device=rows.device).repeat(n, 1)
-        fov, dwell = (torch.full((n,), value, device=rows.device) for value in (config.fov_ang, config.frame_dwell_s))
+        sides = (config.fov_ang or 0.0, config.frame_dwell_s)
+        fov, dwell = (torch.full((n,), value, device=rows.device) for value in sides)
         return [Scan(rows, fov, self._grid, dwell, region)]
 
     def plan(self, state: State, action: Tensor, rows: Tensor) -> Sequence[Instruction]:
@@ -579,6 +583,11 @@ def _check(config: SpectrumSearchConfig, names: Sequence[str]) -> None:
         raise ConfigError(f"exposures_s of places are the shortest and the longest; given {list(exposures)}.")
     if config.grid is not None and min(config.grid) < 2:
         raise ConfigError(f"grid must have at least 2 rows and 2 columns; given {list(config.grid)}.")
+
+
+def _only(limits: Limits | None) -> float | None:
+    """The one value that the limits leave, if they do."""
+    return limits.high if limits is not None and limits.low == limits.high else None
 
 
 def _check_scalarizer(scalarizer: NamedScalarizer, axis: Tensor) -> None:
