@@ -47,6 +47,8 @@ class Marks:
     targets: Tensor  # (B, N, 2), NaN where unknown
     frame: Tensor  # (B, H, W) last frame, 0…1
     region: Tensor  # (B, 4) left, top, width, height of that frame
+    beside: Tensor | None = None  # (B, h, w) a map to be shown beside the frame, 0…1, NaN where nothing is known
+    beside_title: str = ""
 
 
 class Task(ABC, Generic[State]):

@@ -79,6 +79,8 @@ class Painter:
         if "dose_map" in truth:
             _draw_dose(picture, {name: _numbers(value[row]) for name, value in truth.items()}, (left, top))
             top += SIDE_PIXELS + 28
+        elif marks.beside is not None:
+            top = _draw_map(picture, _numbers(marks.beside[row]), marks.beside_title, (left, top))
         top = _draw_ledger(draw, batch, row, (left, top))
         _draw_legend(draw, self._age(batch, row), (left, top))
         return np.asarray(picture)
@@ -217,6 +219,17 @@ def _draw_dose(picture: Any, truth: Mapping[str, np.ndarray], corner: tuple[int,
     picture.paste(_tile(_heat(np.linspace(0.0, 1.0, 32)[None]), 32, 10), (left, top))
     text = f"dose  {peak / 10.0**_DOSE_DECADES:.1g} to {peak:.2g} e/Å²"
     draw_module.Draw(picture).text((left + 40, top - 2), text, fill=_FAINT, font=_font())
+
+
+def _draw_map(picture: Any, level: np.ndarray, title: str, corner: tuple[int, int]) -> int:
+    """A map of 0…1, dark where nothing is known, with its title; gives where the next line may begin."""
+    colours = np.where(np.isnan(level)[..., None], _PAPER, _heat(np.nan_to_num(level))).astype(np.uint8)
+    height = min(SIDE_PIXELS, round(SIDE_PIXELS * level.shape[0] / level.shape[1]))
+    picture.paste(_tile(colours, SIDE_PIXELS, height), corner)
+    draw, (left, top) = _pillow("ImageDraw").Draw(picture), corner
+    draw.rectangle((left, top, left + SIDE_PIXELS, top + height), outline=_FAINT)
+    draw.text((left, top + height + 4), title, fill=_FAINT, font=_font())
+    return top + height + 28
 
 
 def _heat(level: np.ndarray) -> np.ndarray:

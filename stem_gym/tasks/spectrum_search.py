@@ -311,7 +311,7 @@ class SpectrumSearch(Task[State]):
         target = torch.where(state.known[:, None, None], target, torch.nan)
         image = state.image.float().reshape(-1, height, width) / 255.0
         region = torch.tensor(FULL_FRAME, device=image.device).expand(len(image), 4)
-        return Marks(state.place, centres, target, image, region)
+        return Marks(state.place, centres, target, image, region, self._levels(state), "values measured, low to high")
 
     @property
     def _grid(self) -> tuple[int, int]:
@@ -462,6 +462,16 @@ class SpectrumSearch(Task[State]):
             "axis": self._ends.to(last.device).repeat(len(rows), 1),
             "scalarizer": torch.nn.functional.one_hot(state.wanted, len(self._names)).float(),
         }
+
+    def _levels(self, state: State) -> Tensor:
+        """The measured values (B, H, W) from little to much, a cell as wide as three; NaN elsewhere."""
+        _, least, most, _ = self._seen(state)
+        value = _of_wanted(state.value.transpose(1, 2), state.wanted)
+        level = (value - least.unsqueeze(1)) / (most - least).clamp(min=_TINY).unsqueeze(1)
+        cells = torch.full((len(value), self._cells + 1), -1.0, device=value.device)
+        map = cells.scatter(1, state.cell, 0.3 + 0.7 * level)[:, :-1].reshape(-1, 1, *self._grid)
+        wide = torch.nn.functional.max_pool2d(map, 3, stride=1, padding=1).squeeze(1)
+        return torch.where(wide < 0.0, torch.nan, wide)
 
     def _look_up(self, state: State, truth: Mapping[str, Tensor]) -> State:
         """The noise-free maps of every scalarizer, once an episode."""
