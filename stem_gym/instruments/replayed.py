@@ -152,7 +152,8 @@ class ReplayedCube(Instrument):
     def truth(self) -> Mapping[str, Tensor]:
         """Loadings and components of the file's noise-free part, views that all rows share; spikes are not in them.
 
-        `electrons_per_s` turns a spectrum per beam electron into detected electrons (or X-rays) per second. `acquired` is what the last Acquire measured, NaN before the first; it is live, good until the next instruction.
+        `electrons_per_s` turns a spectrum per beam electron into detected electrons (or X-rays) per second. `acquired`
+        is what the last Acquire measured, NaN before the first; it is live, good until the next instruction.
         """
         return {
             "loadings": self._loadings.expand(self.rows, -1, -1),

@@ -168,9 +168,9 @@ class SpectralInstrument(Instrument):
         place = torch.stack((x, y), dim=-1).flatten(0, 1)
         wanted = self._from_centre_ang(place.expand(len(rows), -1, -1))
         true = distort(drift, wanted) + shift.repeat_interleave(width, dim=1)
-        fraction = self._interpolated(self._now.specimen.image.flatten(1).unsqueeze(2), rows, true)
+        fraction = self._image_at(rows, true)
         current = torch.full_like(scan.dwell_s, config.current_pa)
-        mean = expected_electrons(fraction.reshape(-1, height, width), current, scan.dwell_s, config.detector)
+        mean = expected_electrons(fraction, current, scan.dwell_s, config.detector)
         counts = detect(mean, self._streams, rows, config.detector)
         calibration = of_detector(rows, config.detector.gain, config.detector.offset)
         return self._grid.scan_reading(scan, counts, calibration, config.detector.flyback_s)
@@ -218,6 +218,14 @@ class SpectralInstrument(Instrument):
         height, width = self.config.shape
         field = torch.tensor([width, height], device=place.device) * self._grid.cell_ang
         return (place - 0.5) * field
+
+    def _image_at(self, rows: Tensor, xy_ang: Tensor) -> Tensor:
+        """The image of `rows` at places xy_ang (n, H·W, 2) from the middle of the field: (n, H, W)."""
+        height, width = self.config.shape
+        half_ang = torch.tensor([width, height], device=xy_ang.device) * (0.5 * self._grid.cell_ang)
+        at = (xy_ang / half_ang).reshape(-1, height, width, 2)
+        image = self._now.specimen.image.index_select(0, rows).unsqueeze(1)
+        return torch.nn.functional.grid_sample(image, at, padding_mode="border", align_corners=False).squeeze(1)
 
     def _interpolated(self, values: Tensor, rows: Tensor, xy_ang: Tensor) -> Tensor:
         """Values (B, H·W, K) of `rows` at places xy_ang (n, P, 2) from the middle of the field: (n, P, K)."""

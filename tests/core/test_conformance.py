@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stem_gym.core.conformance import check_instrument, check_vector_env
 from stem_gym.core.errors import CapabilityError, ConformanceError, InstructionError
-from stem_gym.core.instructions import Blank, Dwell, Instruction, Park, Read, Reading, Scan, Set, Wait, no_dose
+from stem_gym.core.instructions import Acquire, Blank, Dwell, Instruction, Park, Read, Reading, Scan, Set, Wait, no_dose
 from stem_gym.core.instrument import Capabilities, Instrument, Limits, check_instruction
 from stem_gym.core.streams import Streams, row_seeds
 
@@ -186,6 +186,68 @@ def _leave_open(bench: Bench, reading: Reading) -> Reading:
 
 
 # A vector env of a few lines: every row counts to a length drawn from its seed.
+
+
+class Spectrometer(Bench):
+    """A bench with a detector of eight channels on a grid; `fault` names the rule that it breaks."""
+
+    def __init__(self, rows: int = 2, fault: str = "", side: int = 0) -> None:
+        super().__init__(rows)
+        known, self.fault, self.side = self.capabilities, fault, side
+        axis = torch.zeros(side * side, 2) if side else torch.linspace(0.0, 7.0, 8)
+        axes = {"absent" if fault == "an axis of nothing" else "camera": axis}
+        verbs, detectors = known.verbs | {"Acquire"}, known.detectors | {"camera"}
+        self.capabilities = replace(known, verbs=verbs, detectors=detectors, grid=(3, 5), axes=axes)
+
+    def execute(self, instruction: Instruction) -> Reading:
+        if isinstance(instruction, Scan) and tuple(instruction.shape) not in ((3, 5), (0, 4)):
+            raise InstructionError("A frame is the grid.")
+        camera = isinstance(instruction, Acquire) and instruction.detector != "haadf"
+        if isinstance(instruction, Acquire) and not camera and self.fault != "takes an image for a spectrum":
+            check_instruction(instruction, self.capabilities, self.rows)
+            raise CapabilityError("That one makes images.")
+        return super().execute(instruction)
+
+    def _do(self, it: Any) -> Reading:
+        if not isinstance(it, Acquire):
+            return super()._do(it)
+        n, one = len(it.rows), torch.ones(len(it.rows))
+        count = 7 if self.fault == "a channel less" else 8
+        data = {"pattern": torch.zeros(n, self.side, self.side)} if self.side else {"spectrum": torch.zeros(n, count)}
+        if self.fault == "a spectrum of a pattern":
+            data = {"spectrum": torch.zeros(n, self.side**2)}
+        if self.fault != "at no place":
+            data["place"] = torch.zeros(n, 2)
+        told = {"exposure_s": it.exposure_s, "counts_per_electron": one, "counts_offset": 0 * one}
+        if self.fault == "an uncalibrated spectrum":
+            del told["counts_per_electron"]
+        seconds = it.exposure_s * (0.5 if self.fault == "is early" else 1.0)
+        spent = 0 * one if self.fault == "without electrons" else one
+        return Reading("Acquire", it.rows, seconds, spent, one, data, told)
+
+
+@pytest.mark.parametrize("side", [0, 4])
+def test_a_spectrometer_that_keeps_the_rules_passes(side):
+    check_instrument(Spectrometer(side=side))
+
+
+SPECTROMETER_FAULTS = {
+    "an axis of nothing": "axes are channels of detectors",
+    "a channel less": "as many numbers as its detector has channels",
+    "a spectrum of a pattern": "as many numbers as its detector has channels",
+    "at no place": "as many numbers as its detector has channels",
+    "an uncalibrated spectrum": "Acquire is calibrated by counts_per_electron",
+    "is early": "Acquire takes the time it was asked for",
+    "without electrons": "Acquire delivers electrons",
+    "takes an image for a spectrum": "a detector without channels",
+}
+
+
+@pytest.mark.parametrize("fault", SPECTROMETER_FAULTS)
+def test_every_fault_of_a_spectrometer_is_seen(fault):
+    side = 4 if fault == "a spectrum of a pattern" else 0
+    with pytest.raises(ConformanceError, match=SPECTROMETER_FAULTS[fault]):
+        check_instrument(Spectrometer(fault=fault, side=side))
 
 
 class Count(gymnasium.vector.VectorEnv[Any, Any, Any]):
