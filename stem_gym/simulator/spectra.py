@@ -99,7 +99,22 @@ class Modes:
     """The dipole modes of n groups of N spheres: 3 N each, in order of falling resonance energy."""
 
     eigenvalue: Tensor  # (n, 3N)
-    vector: Tensor  # (n, 3N, 3N) a_i^(3/2)-weighted: [:, 3 i + axis, mode], to be multiplied by the field F_i
+    vector: Tensor  # (n, 3N, 3N) [:, axis · N + i, mode], weighted by a_i^(3/2): times the field F_i, an amplitude
+
+    def rows(self, index: Tensor) -> Modes:
+        """Those of the specimens in `index`."""
+        return Modes(self.eigenvalue[index], self.vector[index])
+
+    def amplitudes(self, height_nm: Tensor, energy_ev: Tensor, beam_kev: float) -> Tensor:
+        """What turns `field_shape` (…, 3N) into amplitudes of the modes, (n, c, 3N, 6N).
+
+        The first 3 N columns give the real parts, the others the imaginary parts. Heights of the centres (n, N);
+        energies (n, c, 1), or (n, c, 3N) for each mode its own.
+        """
+        phase = energy_ev[:, :, None] * height_nm[:, None, :, None] / (HBAR_C_EV_NM * beam_velocity(beam_kev)[0])
+        cosine, sine = torch.cos(phase), torch.sin(phase)
+        real, imaginary = torch.cat((-cosine, -cosine, -sine), dim=2), torch.cat((-sine, -sine, cosine), dim=2)
+        return torch.cat([part * self.vector[:, None] for part in (real, imaginary)], dim=-1)
 
     def response(self, material: Drude, energy_ev: Tensor) -> Tensor:
         """Im 1/(u(E) − eigenvalue) ≥ 0, (n, 3N, C): how strongly each mode takes energy at energies (C,)."""
@@ -123,9 +138,24 @@ def dipole_modes(centre_nm: Tensor, radius_nm: Tensor) -> Modes:
     direction = step / distance[..., None]
     unit = torch.eye(3, dtype=step.dtype, device=step.device)
     coupling = strength[..., None, None] * (3.0 * direction[..., :, None] * direction[..., None, :] - unit)
-    matrix = coupling.transpose(2, 3).reshape(len(step), 3 * count, 3 * count)
-    eigenvalue, vector = torch.linalg.eigh(matrix)
-    return Modes(eigenvalue, vector * weight.repeat_interleave(3, dim=1)[..., None])
+    matrix = coupling.permute(0, 3, 1, 4, 2).reshape(len(step), 3 * count, 3 * count)
+    eigenvalue, vector = _eigenvectors(matrix)
+    return Modes(eigenvalue, vector * weight.repeat(1, 3)[..., None])
+
+
+def _eigenvectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (n, K) and vectors (n, K, K) of symmetric matrices, to the last bit the same in any batch.
+
+    The library rounds differently for matrices that do not begin at a multiple of 16 bytes, as the odd ones of a batch
+    may not; so each gets some more rows, with eigenvalues above all others.
+    """
+    size = matrix.shape[-1]
+    more = -size % 4
+    above = 1.0 + matrix.detach().abs().sum(-1).amax(-1, keepdim=True)  # Gershgorin's bound
+    diagonal = torch.cat((torch.zeros_like(matrix[..., 0]), above.expand(-1, more)), dim=-1)
+    padded = torch.nn.functional.pad(matrix, (0, more, 0, more)) + torch.diag_embed(diagonal)
+    eigenvalue, vector = torch.linalg.eigh(padded)
+    return eigenvalue[:, :size], vector[:, :size, :size]
 
 
 def radial_field(distance_nm: Tensor, energy_ev: Tensor, beam_kev: float) -> tuple[Tensor, Tensor]:
@@ -135,23 +165,14 @@ def radial_field(distance_nm: Tensor, energy_ev: Tensor, beam_kev: float) -> tup
     return k1 / distance_nm, k0 / gamma
 
 
-def electron_field(
-    offset_nm: Tensor, radial: tuple[Tensor, Tensor], height_nm: Tensor, energy_ev: Tensor, beam_kev: float
-) -> tuple[Tensor, Tensor]:
-    """Real and imaginary part of F at the centres of spheres, each (…, 3).
+def field_shape(offset_nm: Tensor, radial: tuple[Tensor, Tensor]) -> Tensor:
+    """F at the centres of N spheres without its phases and signs, (…, 3N): x, y and z one after the other.
 
-    `offset_nm` (…, 2) leads from the beam to the centre, `radial` is that of `radial_field` at this distance or, for a
-    beam inside, at the sphere's radius; the height of the centre along the beam and the energy broadcast.
+    `offset_nm` (…, N, 2) leads from the beam to the centre, `radial` (…, N) is `radial_field` at this distance or, for
+    a beam inside, at the sphere's radius.
     """
-    phase = energy_ev * height_nm / (HBAR_C_EV_NM * beam_velocity(beam_kev)[0])
-    cosine, sine = torch.cos(phase), torch.sin(phase)
     across, along = radial
-    x, y = offset_nm.unbind(-1)
-    real, imaginary = -across * cosine, -across * sine
-    return (
-        torch.stack((real * x, real * y, -along * sine), dim=-1),
-        torch.stack((imaginary * x, imaginary * y, along * cosine), dim=-1),
-    )
+    return torch.cat((offset_nm[..., 0] * across, offset_nm[..., 1] * across, along), dim=-1)
 
 
 def coupled_loss(
@@ -165,15 +186,15 @@ def coupled_loss(
     modes = dipole_modes(centre_nm, radius_nm)
     response = modes.response(material, energy_ev)
     offset = (centre_nm[:, None, :, :2] - probe_nm[:, :, None, :])[:, None]  # (n, 1, P, N, 2)
-    height, radius = centre_nm[:, None, None, :, 2], radius_nm[:, None, None, :].clamp(min=_LEAST_DISTANCE_NM)
+    radius = radius_nm[:, None, None, :].clamp(min=_LEAST_DISTANCE_NM)
     distance = torch.sqrt(torch.maximum((offset * offset).sum(-1), radius * radius))
     at_once = max(1, _FIELD_NUMBERS // max(1, 3 * offset[..., 0].numel()))
     parts = []
     for energy, answer in zip(energy_ev.split(at_once), response.split(at_once, dim=-1), strict=True):
         radial = radial_field(distance, energy[:, None, None], beam_kev)
-        field = electron_field(offset, radial, height, energy[:, None, None], beam_kev)
-        amplitude = sum((part.flatten(-2) @ modes.vector[:, None]) ** 2 for part in field)  # (n, c, P, 3N)
-        loss = (amplitude * answer.permute(0, 2, 1)[:, :, None, :]).sum(-1)
+        turn = modes.amplitudes(centre_nm[..., 2], energy[None, :, None].expand(len(centre_nm), -1, 1), beam_kev)
+        amplitude = field_shape(offset, radial) @ turn  # (n, c, P, 6N)
+        loss = (amplitude * amplitude * answer.transpose(1, 2).repeat(1, 1, 2)[:, :, None]).sum(-1)
         parts.append(loss * loss_prefactor(energy, beam_kev)[:, None])
     return torch.cat(parts, dim=1).transpose(1, 2)
 
