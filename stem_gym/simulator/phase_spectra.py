@@ -37,7 +37,8 @@ from stem_gym.simulator.x_rays import (
 # Elements whose d or f states are partly empty, so that their L3 and L2 (3d) or M5 and M4 (4f) edges start with a line.
 _WHITE = frozenset(["Ca", "Ti", "V", "Cr", "Mn", "Fe", "Co", "Ni", "Ba", "La", "Ce"])
 _FIRST_LINES = ("L3", "M5")
-_LOSS_REACH = 3.0  # plasmon energies by which the axis is continued below its start, for what plural losses bring in
+_SINGLE_REACH = 3.0  # plasmon energies at which the tail of a single loss is cut
+_LOSS_REACH = 5.0  # plasmon energies by which the axis is continued below its start, for what plural losses bring in
 
 
 class Phase(Config):
@@ -208,8 +209,8 @@ def _loss_matrices(below: int, channels: int, orders: int, loss: tuple[float, fl
     channel_ev, plasmon_ev, width_ev = loss
     size = below + channels
     single = torch.zeros(size, dtype=torch.float64)
-    reach = channel_ev * torch.arange(below + 1, dtype=torch.float64)
-    single[: below + 1] = drude_loss(reach, plasmon_ev, width_ev)
+    reach = math.ceil(_SINGLE_REACH * plasmon_ev / channel_ev) + 1
+    single[:reach] = drude_loss(channel_ev * torch.arange(reach, dtype=torch.float64), plasmon_ev, width_ev)
     offset = torch.arange(size)[None, :] - torch.arange(size)[:, None]  # arrival minus departure
     once = torch.where(offset >= 0, single[offset.clamp(min=0)], 0.0)
     powers = [torch.eye(size, dtype=torch.float64)]

@@ -86,8 +86,9 @@ def _waves(cells: int, length_fraction: float) -> Tensor:
     order = torch.arange(highest + 1, dtype=torch.float64)
     place = (torch.arange(cells, dtype=torch.float64) + 0.5) / cells
     phase = 2.0 * math.pi * order[:, None] * place / _PERIOD
-    # A Gaussian correlation exp(-x²/l²) has the power exp(-(q l)²/4).
+    # A Gaussian correlation exp(-x²/l²) has the power exp(-(q l)²/4), for waves of either direction.
     amplitude = torch.exp(-((2.0 * math.pi * order * length_fraction / _PERIOD) ** 2) / 8.0)
+    amplitude[1:] *= math.sqrt(2.0)
     waves = torch.cat((amplitude[:, None] * torch.cos(phase), amplitude[1:, None] * torch.sin(phase[1:])))
     return (waves / amplitude.square().sum().sqrt()).to(torch.float32)
 
