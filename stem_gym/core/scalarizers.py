@@ -34,6 +34,11 @@ class _Scalarizer(Config):
         """Whether it compares with the mean spectrum so far."""
         return False
 
+    @property
+    def linear(self) -> bool:
+        """Whether that of a sum of spectra is the sum of theirs, so that a whole map follows from its components."""
+        return False
+
     @abstractmethod
     def __call__(self, rate: Tensor, axis: Tensor, reference: Tensor | None = None) -> Tensor:
         """Numbers (…) of spectra (…, C); `reference` (…, C) is the mean spectrum so far, for those that compare."""
@@ -99,6 +104,10 @@ class BandIntegral(_Scalarizer):
 
     kind: Literal["band_integral"] = "band_integral"
     window: Window
+
+    @property
+    def linear(self) -> bool:
+        return True
 
     def __call__(self, rate: Tensor, axis: Tensor, reference: Tensor | None = None) -> Tensor:
         return rate @ self.window.of(axis).to(rate.dtype)
@@ -287,6 +296,10 @@ class VirtualDetector(_Scalarizer):
     outer_mrad: float = Field(gt=0)
     """outer angle"""
 
+    @property
+    def linear(self) -> bool:
+        return True
+
     def __call__(self, rate: Tensor, axis: Tensor, reference: Tensor | None = None) -> Tensor:
         return rate @ self._inside(axis).to(rate.dtype)
 
@@ -314,6 +327,10 @@ class Sum(_Scalarizer):
     def compares(self) -> bool:
         return any(part.compares for part in self.parts)
 
+    @property
+    def linear(self) -> bool:
+        return all(part.linear for part in self.parts)
+
     def __call__(self, rate: Tensor, axis: Tensor, reference: Tensor | None = None) -> Tensor:
         return torch.stack([part(rate, axis, reference) for part in self.parts]).sum(0)
 
@@ -332,6 +349,10 @@ class Scaled(_Scalarizer):
     @property
     def compares(self) -> bool:
         return self.of_what.compares
+
+    @property
+    def linear(self) -> bool:
+        return self.of_what.linear
 
     def __call__(self, rate: Tensor, axis: Tensor, reference: Tensor | None = None) -> Tensor:
         return self.factor * self.of_what(rate, axis, reference)

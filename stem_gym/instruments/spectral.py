@@ -61,7 +61,7 @@ class SpectralInstrument(Instrument):
         self.config = config
         self.rows = rows
         self.device = torch.device(device)
-        cell_ang = config.fov_nm * ANG_PER_NM / config.shape[1]
+        cell_ang = config.specimen.fov_nm * ANG_PER_NM / config.shape[1]
         self._grid = ProbeGrid(config.shape, cell_ang, config.current_pa, config.overheads)
         axis = config.specimen.axis()
         self._data_shape = (math.isqrt(len(axis)),) * 2 if config.spectrometer == DIFFRACTION else (len(axis),)

@@ -45,7 +45,7 @@ class FlakesRecipe(LowLossRecipe):
     """
 
     kind: Literal["flakes"] = "flakes"
-    field_nm: float = Field(default=100.0, ge=20, le=1000, description="width of the field; cells are square")
+    fov_nm: float = Field(default=100.0, ge=20, le=1000, description="width of the field; cells are square")
     layers: int = Field(default=3, ge=1, le=6, description="most layers")
     coverage: tuple[float, float] = Field(default=(0.45, 0.75), description="share of the field that has a flake")
     thin_share: tuple[float, float] = Field(default=(0.2, 0.5), description="share of the terraces that has one layer")
@@ -77,7 +77,7 @@ class FlakesRecipe(LowLossRecipe):
         self._check_range("coverage", 0.05, 0.95)
         self._check_range("thin_share", 0.0, 0.95)
         self._check_range("holes", 0, 16)
-        self._check_range("hole_nm", 0.1, 0.5 * self.field_nm)
+        self._check_range("hole_nm", 0.1, 0.5 * self.fov_nm)
         lowest = min(self.edge_ev, self.monolayer_ev, self.bulk_ev) - _MOST_SIGMAS * self.energy_spread_ev
         widest = max(self.edge_width_ev, self.monolayer_width_ev, self.bulk_width_ev)
         if lowest <= 0.5 * widest:
@@ -128,12 +128,12 @@ class FlakesRecipe(LowLossRecipe):
     def _beside_holes(self, uniform: Tensor, shape: tuple[int, int]) -> Tensor:
         """How much of each cell (n, H, W) no hole takes; uniforms (n, 1 + 3 · most holes)."""
         rows, most = len(uniform), self.holes[1]
-        cells = cell_centres_nm(shape, self.field_nm, device=uniform.device)
-        pixel = self.field_nm / shape[1]
+        cells = cell_centres_nm(shape, self.fov_nm, device=uniform.device)
+        pixel = self.fov_nm / shape[1]
         x, y, size = uniform[:, 1:].reshape(rows, 3, most).unbind(1)
         there = torch.arange(most, device=uniform.device) < count_between(uniform[:, :1], *self.holes)
         radius = torch.where(there, self.hole_nm[0] + (self.hole_nm[1] - self.hole_nm[0]) * size, -pixel)
-        centre = torch.stack((x * self.field_nm, y * pixel * shape[0]), dim=-1)
+        centre = torch.stack((x * self.fov_nm, y * pixel * shape[0]), dim=-1)
         distance = (cells[None, :, None] - centre[:, None]).norm(dim=-1) - radius[:, None]  # (n, P, holes)
         return (0.5 + distance / pixel).clamp(min=0.0, max=1.0).prod(-1).reshape(rows, *shape)
 
@@ -151,7 +151,7 @@ class FlakesRecipe(LowLossRecipe):
         The length of edge in each cell is spread with the Green's function of 1 − length² Laplacian, K0(r / length) /
         (2 pi length²), whose sum along a straight line is exp(−d / length) / (2 length). The field's border is no edge.
         """
-        pixel = self.field_nm / flake.shape[2]
+        pixel = self.fov_nm / flake.shape[2]
         length = self.localisation_nm() / pixel  # in cells
         pad = math.ceil(_PAD_LENGTHS * length)
         size = tuple(side + pad for side in flake.shape[1:])

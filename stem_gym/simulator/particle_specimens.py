@@ -74,7 +74,7 @@ class ParticlesRecipe(LowLossRecipe):
     kind: Literal["particles"] = "particles"
     material: Literal["doped_oxide", "silver", "gold", "aluminium"] = "doped_oxide"
     plasma_spread: float = Field(default=0.03, ge=0, le=0.2, description="relative rms of Ep from specimen to specimen")
-    field_nm: float = Field(default=120.0, ge=40, le=400, description="width of the field; cells are square")
+    fov_nm: float = Field(default=120.0, ge=40, le=400, description="width of the field; cells are square")
     clusters: tuple[int, int] = Field(default=(1, 1), description="fewest and most clusters")
     spheres: tuple[int, int] = Field(default=(3, 8), description="fewest and most spheres of a cluster")
     isolated: tuple[int, int] = Field(default=(0, 3), description="fewest and most spheres by themselves")
@@ -94,7 +94,7 @@ class ParticlesRecipe(LowLossRecipe):
         self._check_range("clusters", 0, 3)
         self._check_range("spheres", 1, 8)
         self._check_range("isolated", 0, 8)
-        self._check_range("radius_nm", 1.0, 0.15 * self.field_nm)
+        self._check_range("radius_nm", 1.0, 0.15 * self.fov_nm)
         self._check_range("gap_nm", 0.2, 50.0)
         if self._plan().slots == 0:
             raise ValueError("there must be room for a sphere: clusters or isolated above zero")
@@ -111,14 +111,14 @@ class ParticlesRecipe(LowLossRecipe):
         plan = self._plan()
         placing = streams.uniform(rows, (plan.draws,)).to(device)
         normals = streams.normal(rows, (1 + WAVES * WAVES,)).to(device)
-        field = (self.field_nm, self.field_nm * shape[0] / shape[1])
+        field = (self.fov_nm, self.fov_nm * shape[0] / shape[1])
         xy, radius = place_spheres(placing, plan, field)
         centre = torch.cat((xy, radius[..., None]), dim=-1)  # a sphere of radius a rests on the film at z = 0
         material = self.drude(normals[:, 0])
         waves = smooth_field(normals[:, 1:].reshape(-1, WAVES, WAVES), shape, _FILM_WAVES)
         film = (self.film_nm * (1.0 + self.film_spread * waves)).clamp(min=0.0)
         modes = dipole_modes(centre, radius)
-        cells = cell_centres_nm(shape, self.field_nm, device=xy.device)
+        cells = cell_centres_nm(shape, self.fov_nm, device=xy.device)
         count = modes.eigenvalue.shape[1]
         loadings = torch.ones((len(rows), len(cells), count + 3), device=xy.device)  # the last is the zero-loss tail
         for part in torch.arange(len(rows), device=xy.device).split(_ROWS_AT_ONCE):
@@ -158,7 +158,7 @@ class ParticlesRecipe(LowLossRecipe):
 
     def _radial(self, squared_nm2: Tensor, nodes_ev: Tensor) -> Tensor:
         """`radial_field` at squared distances (n, P, N) and energies (n, k), as (n, P, N, 2k), from a table a row."""
-        least, most = 2.0 * math.log(self.radius_nm[0]), 2.0 * math.log(4.0 * self.field_nm)
+        least, most = 2.0 * math.log(self.radius_nm[0]), 2.0 * math.log(4.0 * self.fov_nm)
         points = torch.linspace(least, most, _TABLE_POINTS, device=squared_nm2.device)
         distance = torch.exp(0.5 * points)
         pairs = [radial_field(distance, energy[:, None], self.beam_kev) for energy in nodes_ev.unbind(1)]

@@ -30,6 +30,8 @@ class PatchRecipe(Config):
 
     kind: Literal["patches"] = "patches"
     """this recipe"""
+    fov_nm: float = Field(default=32.0, gt=0, le=1e5)
+    """width of the field"""
     peaks: int = Field(default=4, ge=1, le=32)
     """number of fields and of peaks"""
     waves: int = Field(default=5, ge=1, le=32)

@@ -10,13 +10,17 @@ from stem_gym.core.config import Config
 from stem_gym.simulator.detectors import DetectorModel
 from stem_gym.simulator.drift import DriftModel
 from stem_gym.simulator.field_specimens import FieldsRecipe
+from stem_gym.simulator.flake_specimens import FlakesRecipe
+from stem_gym.simulator.particle_specimens import ParticlesRecipe
 from stem_gym.simulator.patch_specimens import PatchRecipe
 from stem_gym.simulator.phase_specimens import PhasesRecipe
 from stem_gym.simulator.probe_grid import SpectralOverheads
 from stem_gym.simulator.spectrometer import SpectrometerModel
 
 DIFFRACTION = "diffraction"  # the detector that answers patterns
-SpectralRecipe = Annotated[PatchRecipe | PhasesRecipe | FieldsRecipe, Field(discriminator="kind")]
+SpectralRecipe = Annotated[
+    ParticlesRecipe | FlakesRecipe | PhasesRecipe | FieldsRecipe | PatchRecipe, Field(discriminator="kind")
+]
 
 
 class SpectralColumn(Config):
@@ -29,9 +33,7 @@ class SpectralColumn(Config):
     spectrometer: Literal["eels", "eds", "diffraction"] = "eels"
     """name of the detector that Acquire takes"""
     shape: tuple[int, int]
-    """cells (H, W) of the field"""
-    fov_nm: float = Field(gt=0, le=1e5)
-    """width of the field; cells are square"""
+    """cells (H, W) of the field, which is as wide as the specimen says; cells are square"""
     current_pa: float = Field(default=40.0, gt=0, le=10000)
     """beam current"""
     detector: DetectorModel = DetectorModel()

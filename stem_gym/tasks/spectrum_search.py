@@ -496,8 +496,11 @@ class SpectrumSearch(Task[State]):
         )
 
     def true_maps(self, truth: Mapping[str, Tensor], rows: Tensor) -> Tensor:
-        """(n, S, H·W) of some rows."""
-        rate = truth["loadings"].index_select(0, rows) @ _components(truth, rows)
+        """Noise-free maps (n, S, H·W) of some rows."""
+        loadings, components = truth["loadings"].index_select(0, rows), _components(truth, rows)
+        if all(scalarizer.measure.linear for scalarizer in self.config.scalarizers):
+            return (loadings @ self.values(components, None)).transpose(1, 2)
+        rate = loadings @ components
         return self.values(rate, rate.mean(1, keepdim=True) if self._compares else None).transpose(1, 2)
 
     def _judge(self, state: State, readings: Sequence[Reading], truth: Mapping[str, Tensor]) -> State:

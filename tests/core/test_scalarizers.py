@@ -156,6 +156,15 @@ def test_energies_are_no_angles() -> None:
         VirtualDetector(inner_mrad=5.0, outer_mrad=6.0).check(angles)
 
 
+@pytest.mark.parametrize("scalarizer", [BAND, 2.0 * BAND, BAND + BAND, BAND / BAND, EDGE, Anomaly(), BAND + EDGE])
+def test_what_says_that_it_is_linear_adds_up(scalarizer: typing.Any) -> None:
+    generator = torch.Generator().manual_seed(1)
+    one, other = 100.0 * torch.rand(2, 162, generator=generator, dtype=torch.float64)
+    whole = scalarizer(one + 3.0 * other, AXIS_EV, one)
+    parts = scalarizer(one, AXIS_EV, one) + 3.0 * scalarizer(other, AXIS_EV, one)
+    assert scalarizer.linear == bool((whole - parts).abs() < 1e-9 * parts.abs())
+
+
 def test_only_an_anomaly_compares() -> None:
     assert [(part + part).compares for part in (BAND, Anomaly())] == [False, True]
     assert (2.0 * Anomaly()).compares and (BAND / Anomaly()).compares and not (BAND / BAND).compares

@@ -18,7 +18,7 @@ from stem_gym.instruments.spectral import SpectralInstrument
 
 STILL = {"speed_ang_per_s": 0.0}
 SHAPE = (12, 16)
-FOV_NM = 32.0  # cells of 2 nm
+FOV_NM = 32.0  # of the patches; cells of 2 nm
 BRIGHT = {"peak_fraction": 0.05, "background_fraction": 0.01, "channels": 32}
 
 
@@ -27,7 +27,6 @@ def column(rows: int = 2, seed: int = 0, **settings: Any) -> SpectralInstrument:
     base = {
         "kind": "spectral",
         "shape": list(SHAPE),
-        "fov_nm": FOV_NM,
         "current_pa": 100.0,
         "drift": STILL,
         "camera": {"saturation": 1e15},

@@ -66,7 +66,7 @@ def test_coverage_is_what_was_asked_for():
 
 def test_holes_take_their_area():
     """One round hole in a flake that is nearly everywhere: pi r² where it does not touch a border or an edge."""
-    settings = {"coverage": (0.95, 0.95), "field_nm": 100.0}
+    settings = {"coverage": (0.95, 0.95), "fov_nm": 100.0}
     whole = build(holes=(0, 0), **settings).loadings[..., :3].sum(-1)
     uniform = torch.tensor([[0.9, 0.5, 0.4, 0.0]])
     beside = FlakesRecipe(holes=(1, 1), hole_nm=(6.0, 6.0), **settings)._beside_holes(uniform, (64, 64))
@@ -85,7 +85,7 @@ def test_one_layer_alone_is_possible():
 
 def test_the_edge_mode_falls_exponentially_from_a_straight_edge():
     """exp(−d / length); the edge itself is some cells wide, so it is compared from two cells on and by its integral."""
-    recipe = FlakesRecipe(field_nm=100.0)
+    recipe = FlakesRecipe(fov_nm=100.0)
     flake = (torch.arange(100) >= 50).float().expand(1, 100, 100).contiguous()
     strength = recipe._near_edges(flake)[0]
     length = recipe.localisation_nm()  # cells are 1 nm wide
@@ -99,7 +99,7 @@ def test_the_edge_mode_falls_exponentially_from_a_straight_edge():
 
 @pytest.mark.parametrize("degrees", [0.0, 30.0, 45.0])
 def test_the_edge_mode_does_not_know_the_direction_of_the_edge(degrees):
-    recipe = FlakesRecipe(field_nm=100.0)
+    recipe = FlakesRecipe(fov_nm=100.0)
     x, y = torch.arange(100.0) - 49.5, torch.arange(100.0)[:, None] - 49.5
     across = x * math.cos(math.radians(degrees)) + y * math.sin(math.radians(degrees))
     strength = recipe._near_edges(share_above(across[None], torch.zeros(1)))[0]

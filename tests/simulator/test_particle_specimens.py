@@ -41,7 +41,7 @@ def build(given: ParticlesRecipe, rows: int = ROWS, shape: tuple[int, int] = SHA
 def geometry(given: ParticlesRecipe, rows: int = ROWS) -> tuple[Tensor, Tensor, Tensor]:
     """Centres and radii of the spheres, and the normals of the plasma energies, by the same draws as the recipe's."""
     plan, streams, index = given._plan(), Streams(row_seeds(7, rows)), torch.arange(rows)
-    side = given.field_nm
+    side = given.fov_nm
     uniform = streams.uniform(index, (plan.draws,))
     normal = streams.normal(index, (1 + WAVES * WAVES,))[:, 0]
     xy, radius = place_spheres(uniform, plan, (side, side * SHAPE[0] / SHAPE[1]))
@@ -87,7 +87,7 @@ def test_few_components_are_close_to_the_exact_sum(material, median, most):
     given, rows, shape = recipe(material, channels=64), 6, (10, 12)
     centre, radius, normal = geometry(given, rows)
     built, source, axis = build(given, rows, shape), given.source_ev(), given.axis()
-    cells = cell_centres_nm(shape, given.field_nm).expand(rows, -1, -1)
+    cells = cell_centres_nm(shape, given.fov_nm).expand(rows, -1, -1)
     exact = coupled_loss(source, cells, centre, radius, given.drude(normal), given.beam_kev)
     exact = given.collected * exact @ channel_weights(source, axis, given.zero_loss_fwhm_ev)
     modes = 3 * given._plan().slots
@@ -104,7 +104,7 @@ def test_the_path_inside_spheres_adds_up_to_their_volume():
     given = recipe()
     _, radius, _ = geometry(given)
     path = build(given).loadings[..., 3 * given._plan().slots]
-    found = path.sum() * (given.field_nm / SHAPE[1]) ** 2
+    found = path.sum() * (given.fov_nm / SHAPE[1]) ** 2
     assert float(found) == pytest.approx(float((4.0 / 3.0 * math.pi * radius**3).sum()), rel=0.03)
 
 
