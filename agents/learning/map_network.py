@@ -38,7 +38,7 @@ class MapSettings(Config):
     """planes of the hidden layers"""
     greed: float = Field(1.0, ge=0)
     """weight at the start of what the regression says, in standard deviations so far"""
-    curiosity: float = Field(4.0, ge=0)
+    curiosity: float = Field(1.0, ge=0)
     """weight at the start of being unlike everything that was measured"""
     sharpness: float = Field(6.0, gt=0)
     """how strongly the higher of two cells is preferred at the start"""
