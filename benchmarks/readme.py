@@ -72,6 +72,12 @@ def _throughput(stored: Mapping[str, Any]) -> str:
         f"Peak memory: {kept['after_a_tenth_mib']:,.0f} MiB after {kept['steps'] / 10:,.0f} steps, "
         f"{kept['at_the_end_mib']:,.0f} MiB after {kept['steps']:,.0f}.",
     ]
+    if long := stored.get("search"):
+        held = [f"{long[key]:,.0f} MiB" for key in ("after_a_tenth_mib", "at_the_end_mib")]
+        lines[-1] += (
+            f" A specimen of SpectrumSearch-v0 takes {long['specimen_ms']:.1f} ms; a search of {long['points']:,.0f} "
+            f"points holds {held[0]} after a tenth of them and {held[1]} at its end."
+        )
     return "\n".join(lines)
 
 

@@ -30,11 +30,19 @@ from rich.console import Console
 from rich.table import Table
 
 import stem_gym
-from stem_gym.instruments import sheet, simulated
+from stem_gym.instruments import sheet, simulated, spectral
 from stem_gym.simulator import imaging, kinetics
+from stem_gym.tasks import spectrum_search
 
 ENV_ID = "stem_gym/AtomTargeting-v0"
-BESIDE = {"stem_gym/BeamFabrication-v0": [1, 256, 4096], "stem_gym/BeamFabrication-image-v0": [256]}
+SEARCH_ID = "stem_gym/SpectrumSearch-v0"
+BESIDE = {
+    "stem_gym/BeamFabrication-v0": [1, 256, 4096],
+    "stem_gym/BeamFabrication-image-v0": [256],
+    SEARCH_ID: [1, 256],
+}
+SPECIMENS = 64
+POINTS = 1000  # of one long search, over which memory is watched
 ATARI_ROWS = 64
 WARM_UP = 5
 
@@ -65,6 +73,7 @@ def main() -> None:
         ],
         "others": others(arguments.seconds),
         "memory": memory(arguments.memory_steps),
+        "search": search(),
     }
     if torch.cuda.is_available():
         results["gpu"] = [ours(ENV_ID, rows, arguments.seconds, "cuda") for rows in (256, 4096)]
@@ -98,9 +107,8 @@ def ours(id: str, rows: int, seconds: float, device: str) -> dict[str, Any]:
                 env.reset()
     else:
         env = gymnasium.make_vec(id, num_envs=rows, device=device)
-        rng = np.random.default_rng(0)
-        numbers = env.single_action_space.shape
-        actions = [rng.uniform(-1.0, 1.0, (rows, *numbers)).astype(np.float32) for _ in range(16)]
+        env.action_space.seed(0)
+        actions = [env.action_space.sample() for _ in range(16)]
         env.reset(seed=0)
         step = env.step
     for action in actions[:WARM_UP]:  # compiles the noise
@@ -125,6 +133,10 @@ def _timed(shares: dict[str, float], clock: Callable[[], float]) -> Iterator[Non
         ("resets", sheet.SheetMicroscope, "reset"),
         ("kinetics", kinetics.Kinetics, "next_event"),
         ("kinetics", kinetics.Kinetics, "next_in_frame"),
+        ("resets", spectral.SpectralInstrument, "reset"),
+        ("resets", spectrum_search.SpectrumSearch, "true_maps"),
+        ("noise", spectral, "detect_spectrum"),
+        ("drift", spectral, "advance"),
         ("noise", sheet, "detect"),
         ("drift", sheet, "advance"),
         ("noise", simulated, "detect"),
@@ -212,6 +224,33 @@ def memory(steps: int) -> dict[str, float]:
             early = _peak_mib()
     env.close()
     return {"steps": float(calls * rows), "after_a_tenth_mib": early, "at_the_end_mib": _peak_mib()}
+
+
+def search() -> dict[str, float]:
+    """Milliseconds for a new specimen with its maps, and memory over one long search, in MiB."""
+    env: Any = gymnasium.make_vec(SEARCH_ID, num_envs=SPECIMENS)
+    env.reset(seed=0)
+    start = time.process_time()
+    env.reset(seed=1)
+    specimen_ms = 1e3 * (time.process_time() - start) / SPECIMENS
+    env.close()
+    rich = {"steps": POINTS, "seconds": 1e9, "electrons": 1e18}
+    long: Any = gymnasium.make(SEARCH_ID, task={"measurements": POINTS}, budget=rich)
+    long.reset(seed=0)
+    early = 0.0
+    for point in range(POINTS):
+        long.step(point)
+        if point == POINTS // 10:
+            early = _resident_mib()
+    late = _resident_mib()
+    long.close()
+    return {"specimen_ms": specimen_ms, "points": POINTS, "after_a_tenth_mib": early, "at_the_end_mib": late}
+
+
+def _resident_mib() -> float:
+    """Memory now, not at its peak."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
 
 
 def _peak_mib() -> float:
