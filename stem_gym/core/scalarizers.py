@@ -3,7 +3,8 @@
 A scalarizer is a frozen, named setting that can be written in a YAML or made in Python, where `a + b`, `2.0 * a` and
 `a / b` compose. Called as `scalarizer(rate, axis)` it turns spectra (…, C), in detected electrons (or X-rays) per
 second and channel, into numbers (…); `axis` says what the channels are: (C,) energies in eV for spectra, (C, 2)
-scattering angles (x, y) in mrad for the pixels of a diffraction pattern, row by row.
+scattering angles (x, y) in mrad for the pixels of a diffraction pattern, row by row. Sums are taken along the channels
+and not as products of matrices, whose last digits depend on how many spectra there are.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ class BandIntegral(_Scalarizer):
         return True
 
     def __call__(self, rate: Tensor, axis: Tensor, reference: Tensor | None = None) -> Tensor:
-        return rate @ self.window.of(axis).to(rate.dtype)
+        return rate[..., self.window.of(axis)].sum(-1)
 
     def check(self, axis: Tensor) -> None:
         self._check_dimension(axis)
@@ -151,7 +152,7 @@ class PeakRatio(_Scalarizer):
     """least denominator, detected electrons per second: well above the noise where nothing is"""
 
     def __call__(self, rate: Tensor, axis: Tensor, reference: Tensor | None = None) -> Tensor:
-        above, below = (rate @ window.of(axis).to(rate.dtype) for window in (self.numerator, self.denominator))
+        above, below = (rate[..., window.of(axis)].sum(-1) for window in (self.numerator, self.denominator))
         return above / below.clamp(min=self.floor_per_s)
 
     def check(self, axis: Tensor) -> None:
@@ -279,7 +280,8 @@ class CentreOfMass(_Scalarizer):
 
     def __call__(self, rate: Tensor, axis: Tensor, reference: Tensor | None = None) -> Tensor:
         total = rate.sum(-1, keepdim=True)
-        mean = torch.where(total > 0.0, rate @ axis.to(rate.dtype) / total.clamp(min=_TINY), 0.0)
+        moment = torch.stack([(rate * along).sum(-1) for along in axis.to(rate.dtype).unbind(1)], dim=-1)
+        mean = torch.where(total > 0.0, moment / total.clamp(min=_TINY), 0.0)
         return {"x_mrad": mean[..., 0], "y_mrad": mean[..., 1], "magnitude_mrad": mean.norm(dim=-1)}[self.component]
 
     def check(self, axis: Tensor) -> None:
@@ -301,7 +303,7 @@ class VirtualDetector(_Scalarizer):
         return True
 
     def __call__(self, rate: Tensor, axis: Tensor, reference: Tensor | None = None) -> Tensor:
-        return rate @ self._inside(axis).to(rate.dtype)
+        return rate[..., self._inside(axis)].sum(-1)
 
     def check(self, axis: Tensor) -> None:
         self._check_dimension(axis)

@@ -458,10 +458,14 @@ class SpectrumSearch(Task[State]):
             "measured": cells.scatter(1, state.cell, 1.0)[:, :-1].reshape(-1, height, width).to(torch.uint8),
             "probe": state.place.clone(),
             "last_value": value[rows, state.last].unsqueeze(1),
-            "spectrum": (last @ self._average.to(last.device)).clamp(-_LARGEST, _LARGEST),
+            "spectrum": self._averaged(last).clamp(-_LARGEST, _LARGEST),
             "axis": self._ends.to(last.device).repeat(len(rows), 1),
             "scalarizer": torch.nn.functional.one_hot(state.wanted, len(self._names)).float(),
         }
+
+    def _averaged(self, rate: Tensor) -> Tensor:
+        """Spectra (B, C) in the channels of the observation."""
+        return rate if rate.shape[1] == self._channels else rate @ self._average.to(rate.device)
 
     def _levels(self, state: State) -> Tensor:
         """The measured values (B, H, W) from little to much, a cell as wide as three; NaN elsewhere."""
@@ -510,11 +514,11 @@ class SpectrumSearch(Task[State]):
             if reading.verb == "Acquire":
                 rows = reading.rows
                 components = _components(truth, rows)
-                acquired = truth["acquired"].index_select(0, rows).unsqueeze(1)
-                mean = truth["loadings"].index_select(0, rows).mean(1, keepdim=True) if self._compares else acquired
-                value = self.values(acquired @ components, mean @ components)  # (n, 1, S)
+                acquired = truth["acquired"].index_select(0, rows)
+                mean = truth["loadings"].index_select(0, rows).mean(1) if self._compares else acquired
+                rate, reference = ((part.unsqueeze(2) * components).sum(1) for part in (acquired, mean))
                 at = (rows, state.last.index_select(0, rows))
-                true_value = true_value.index_put(at, value.squeeze(1))
+                true_value = true_value.index_put(at, self.values(rate, reference))
         return replace(state, true_value=true_value)
 
     def _attained(self, state: State) -> tuple[Tensor, dict[str, Tensor]]:
