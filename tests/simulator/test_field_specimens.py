@@ -66,6 +66,19 @@ def test_a_foil_of_even_thickness_shows_the_field_of_its_junction():
     torch.testing.assert_close(step, torch.full((3,), expected), rtol=0.03, atol=0)
 
 
+def test_the_beam_is_drawn_towards_higher_potential():
+    # The same draws again, in the order in which a specimen takes them: C_E · t · ∇V, with the sign of the potential.
+    recipe = FieldsRecipe(inner_potential_v=0.0)
+    streams, rows = Streams(row_seeds(8, 12)), torch.arange(3)
+    streams.next_episode(torch.arange(12))
+    thickness = recipe.thickness_map_nm(streams, rows, SHAPE)
+    projected = thickness * recipe.potential_v(streams, rows, SHAPE)
+    pixel_nm = recipe.fov_nm / SHAPE[1]
+    expected = deflection_per_field_mrad_per_v(200.0) * (projected[..., 2:] - projected[..., :-2]) / (2.0 * pixel_nm)
+    moved = centres_mrad(build(recipe), recipe).reshape(3, *SHAPE, 2)[:, :, 1:-1, 0]
+    torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-5)
+
+
 def test_a_wedge_deflects_by_its_mean_inner_potential():
     recipe = FieldsRecipe(built_in_v=(1e-6, 1e-6), charges_max=0, wedge=0.5, roughness=0.0, thickness_nm=(100.0, 100.0))
     rows = range(12)

@@ -81,6 +81,15 @@ def test_rare_states_are_rare_and_where_they_belong():
     assert (near.amin(1)[found[:, 3] > 0.5] > 0.5).float().mean() > 0.95
 
 
+def test_precipitates_have_no_interface_of_domains_inside():
+    # The same draws with and without the state of interfaces: the middles of precipitates stay what they are.
+    recipe = PhasesRecipe(interface_share=0.9, defect=None)
+    with_state, without = (shares(recipe.model_copy(update=change))[:, 2] for change in ({}, {"interface": None}))
+    middle = without > 0.99
+    assert middle.any()
+    torch.testing.assert_close(with_state[middle], without[middle], rtol=0, atol=0.02)
+
+
 def test_precipitates_have_their_size():
     recipe = PhasesRecipe(precipitates_max=1, precipitate_radius_nm=(6.0, 6.0), interface=None, defect=None)
     area_nm2 = shares(recipe, rows=range(40), shape=(60, 60))[:, -1].sum((1, 2))  # cells of 1 nm²
@@ -161,6 +170,9 @@ def test_the_valence_moves_and_weighs_white_lines():
     ratio = lines[energy < 643.0].sum() / lines[energy > 643.0].sum()
     # The dipole formula weighs L2 a little less, by 1 / E and the aperture: 2.5 %.
     assert ratio.item() == pytest.approx(4.0, rel=0.04)
+    # By hand, electrons per nm: 45.55 Mn per nm³ × 4π a0² R² / (T E) × strength 0.6 × ln(1 + β²/θ_E²), T = 123.5 keV
+    # and θ_E = 1.86 mrad: 45.55 × 6.514 eV² nm² / (123500 × 640 eV²) × 0.6 × 5.57 = 1.255e-5.
+    assert lines.sum().item() == pytest.approx(1.255e-5, rel=0.01, abs=0)
 
 
 def test_shifts_differ_from_specimen_to_specimen_within_their_spread():
