@@ -13,12 +13,12 @@ its rate and accepted by the true one, which costs nothing where it is rare.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from stem_gym.core.batch import take_rows
+from stem_gym.core.batch import changed, every_row, put, rows_where, take, take_rows
 from stem_gym.core.elements import atomic_number_of
 from stem_gym.core.errors import ConfigError
 from stem_gym.core.periodic import nearest_image
@@ -144,7 +144,7 @@ class Kinetics:
             edged=missing.any(1),
             near=nothing,
         )
-        return replace(sheet, near=look(sheet, torch.arange(n, device=self.device)))
+        return changed(sheet, near=look(sheet, every_row(n, self.device)))
 
     def next_event(self, sheet: Sheet, rows: Tensor, beam: Beam, begin: Event, streams: Streams) -> Event:
         """The first event of `rows` (n,) in a dwell after the moment of the event `begin`."""
@@ -189,7 +189,7 @@ class Kinetics:
         apply(sheet, rows, event, self._silicon_barn)
 
     def _beside_in_dwell(self, sheet: Sheet, rows: Tensor, beam: Beam) -> Tensor:
-        near, cell = take_rows(sheet.near, rows), sheet.cell_ang[rows]
+        near, cell = take_rows(sheet.near, rows), take(sheet.cell_ang, rows)
         away = nearest_image(beam.path_ang.unsqueeze(2) - near.dopant_ang.unsqueeze(1), cell[:, None, None])
         distance = (away.unsqueeze(3) - near.bond_ang.unsqueeze(1)).norm(dim=-1)  # (n, S, D, 3)
         density = density_at(beam.density, distance)
@@ -197,24 +197,24 @@ class Kinetics:
         aim = Aim(away, near.bond_ang, density, per_second, beam.current_pa)
         flux = ANG2_PER_BARN * density * per_second[:, None, None, None]
         barn = near.barn[:, None, :, None]  # (n, 1, D, 1, 5)
-        jumps = self.model.jumps.rates(sheet.law[rows], aim, near.barn[..., EXCHANGE])
+        jumps = self.model.jumps.rates(take(sheet.law, rows), aim, near.barn[..., EXCHANGE])
         events = torch.cat((jumps.unsqueeze(-1), flux.unsqueeze(-1) * barn[..., 1:]), dim=-1)
         return events * near.allowed.unsqueeze(1) * beam.part_s[:, :, None, None, None]
 
     def _beside_in_frame(self, sheet: Sheet, rows: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
-        near, cell = take_rows(sheet.near, rows), sheet.cell_ang[rows][:, None, None]
+        near, cell = take_rows(sheet.near, rows), take(sheet.cell_ang, rows)[:, None, None]
         place = near.dopant_ang.unsqueeze(2) + near.bond_ang  # (n, D, 3, 2)
         part = nearest_image(place - frame.centre_ang[:, None, None], cell) / frame.size_ang[:, None, None] + 0.5
         inside = ((part >= 0.0) & (part < 1.0)).all(-1, keepdim=True)
         aim = FrameAim(near.barn[..., EXCHANGE], frame.beam_s, frame.size_ang.prod(1), frame.current_pa)
-        jumps = self.model.jumps.frame_jumps(sheet.law[rows], frame.dose_e_per_ang2, aim)[:, :, None, None]
+        jumps = self.model.jumps.frame_jumps(take(sheet.law, rows), frame.dose_e_per_ang2, aim)[:, :, None, None]
         others = ANG2_PER_BARN * near.barn[:, :, None, 1:] * frame.dose_e_per_ang2[:, None, None, None]
         return torch.cat((jumps, others), dim=-1) * near.allowed * inside, part[..., 1]
 
     def _worst_barn(self, sheet: Sheet, rows: Tensor) -> Tensor:
         """(n,) the largest cross section of a carbon away from dopants; that of an edge only where there is one."""
         edge, pristine = self.sections.edge_barn, self.sections.pristine_barn
-        return torch.where(sheet.edged[rows], max(edge, pristine), pristine)
+        return torch.where(take(sheet.edged, rows), max(edge, pristine), pristine)
 
     def _knock_out_bound(self, sheet: Sheet, rows: Tensor, beam: Beam) -> Tensor:
         flux = self._bound * beam.current_pa * ELECTRONS_PER_PC
@@ -226,26 +226,27 @@ class Kinetics:
 
     def _thermal(self, sheet: Sheet, rows: Tensor) -> Tensor:
         """(n, 2) healing and capture per second; capture needs a free slot."""
-        vacancies = sheet.open[rows].sum(1)
-        room = (~sheet.there[rows]).any(1)
+        vacancies = take(sheet.open, rows).sum(1)
+        room = (~take(sheet.there, rows)).any(1)
         return torch.stack((self.model.healing_per_s * vacancies, self.model.capture_per_s * vacancies * room), dim=1)
 
     def _settle(self, sheet: Sheet, rows: Tensor, event: Event, uniform: Tensor, where: Beam | Frame) -> Event:
         """The event with its site; a candidate for a knock-out becomes REFUSED where the true rate does not take it."""
         kind, site = event.kind, event.site
-        away = (kind >= KNOCK_OUT).nonzero().squeeze(1)
+        away = rows_where(kind >= KNOCK_OUT)
         if len(away) == 0:
             return event
-        row, chance = rows[away], uniform[away]
-        filled, _ = _nth_true(sheet.open[row], chance)
-        place = sheet.vacancy[row].gather(1, filled.unsqueeze(1)).squeeze(1)
+        row, chance = take(rows, away), take(uniform, away)
+        filled, _ = _nth_true(take(sheet.open, row), chance)
+        place = take(sheet.vacancy, row).gather(1, filled.unsqueeze(1)).squeeze(1)
         struck, accepted = self._struck(sheet, row, chance, take_rows(where, away), event, away)
-        out = kind[away] == KNOCK_OUT
-        new_kind = torch.where(out & ~accepted, REFUSED, kind[away])
-        return replace(
+        asked = take(kind, away)
+        out = asked == KNOCK_OUT
+        new_kind = torch.where(out & ~accepted, REFUSED, asked)
+        return changed(
             event,
-            kind=kind.index_copy(0, away, new_kind),
-            site=site.index_copy(0, away, torch.where(out, struck, place)),
+            kind=put(kind, away, new_kind),
+            site=put(site, away, torch.where(out, struck, place)),
         )
 
     def _struck(
@@ -253,14 +254,14 @@ class Kinetics:
     ) -> tuple[Tensor, Tensor]:
         """Which carbon (m,) a candidate knocks out, and whether it does: its true rate over the bound."""
         barn = self._barn_of_atoms(sheet, row)  # (m, K)
-        cell = sheet.cell_ang[row].unsqueeze(1)
+        cell = take(sheet.cell_ang, row).unsqueeze(1)
         if isinstance(where, Frame):
-            part = nearest_image(sheet.xy_ang[row] - where.centre_ang.unsqueeze(1), cell)
+            part = nearest_image(take(sheet.xy_ang, row) - where.centre_ang.unsqueeze(1), cell)
             share = (part.abs() <= 0.5 * where.size_ang.unsqueeze(1)).all(-1) / barn.shape[1]
         else:
-            segment = event.segment[away]
+            segment = take(event.segment, away)
             beam = where.path_ang.gather(1, segment[:, None, None].expand(-1, 1, 2))
-            distance = nearest_image(sheet.xy_ang[row] - beam, cell).norm(dim=-1)
+            distance = nearest_image(take(sheet.xy_ang, row) - beam, cell).norm(dim=-1)
             share = density_at(where.density, distance) / self._bound
         reached = torch.cumsum(share * barn, dim=1) / self._worst_barn(sheet, row).unsqueeze(1).clamp(min=1e-30)
         index = (reached <= chance.unsqueeze(1)).sum(1)
@@ -268,7 +269,11 @@ class Kinetics:
 
     def _barn_of_atoms(self, sheet: Sheet, row: Tensor) -> Tensor:
         """Knock-on cross sections (m, K) of carbon that has no dopant beside it; zero for all else."""
-        number, present, neighbours = sheet.atomic_number[row], sheet.present[row], sheet.neighbours[row]
+        number, present, neighbours = (
+            take(sheet.atomic_number, row),
+            take(sheet.present, row),
+            take(sheet.neighbours, row),
+        )
         batch, sites = number.shape
         around = neighbours.flatten(1)
         there = present.gather(1, around).reshape(batch, sites, 3)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from gymnasium import spaces
 from pydantic import Field
 from torch import Tensor
 
-from stem_gym.core.batch import put_rows, take_rows
+from stem_gym.core.batch import add, changed, put, put_rows, rows_where, take, take_rows
 from stem_gym.core.config import Config
 from stem_gym.core.errors import ConfigError
 from stem_gym.core.instructions import ATOMS, FULL_FRAME, Dwell, Instruction, Park, Reading, Scan, TraceRule
@@ -233,7 +233,7 @@ class BeamFabrication(Task[State]):
 
     def take_chance(self, state: State, chance: Tensor) -> State:
         """The uniform (n, 1) that will draw the goal."""
-        return replace(state, chance=chance)
+        return changed(state, chance=chance)
 
     def opening(self, state: State, rows: Tensor) -> Sequence[Instruction]:
         """One full frame."""
@@ -242,7 +242,7 @@ class BeamFabrication(Task[State]):
     def plan(self, state: State, action: Tensor, rows: Tensor) -> Sequence[Instruction]:
         """Park and dwell beside the followed atom; then a frame, where it is wanted."""
         config = self.config
-        mine, action = take_rows(state, rows), action.index_select(0, rows)
+        mine, action = take_rows(state, rows), take(action, rows)
         followed, _ = self._follow(mine)
         offset, dwell_s, wanted = self._meaning(action, _of(mine.bond_ang, followed))
         lead_s = (mine.clock_s - mine.frame_s + 0.5 * dwell_s).unsqueeze(1)
@@ -252,21 +252,21 @@ class BeamFabrication(Task[State]):
             Park(rows, *place.unbind(1)),
             Dwell(rows, dwell_s, trace=config.trace, stop=self._rule),
         ]
-        framed = rows[wanted]
+        framed = take(rows, rows_where(wanted))
         return [*instructions, self._scan(framed)] if len(framed) else instructions
 
     def observe(self, state: State, readings: Sequence[Reading]) -> tuple[State, Observation]:
         """The operator's view after the readings."""
         for reading in readings:
             rows = reading.rows
-            state = replace(state, clock_s=state.clock_s.index_add(0, rows, reading.seconds))
+            state = changed(state, clock_s=add(state.clock_s, rows, reading.seconds))
             if reading.verb == "Scan":
                 state = put_rows(state, rows, self._see_frame(take_rows(state, rows), reading))
             elif reading.verb == "Dwell":
-                state = replace(
+                state = changed(
                     state,
-                    place=state.place.index_copy(0, rows, reading.data["place"]),
-                    trace=state.trace.index_copy(0, rows, self._tell_trace(reading)),
+                    place=put(state.place, rows, reading.data["place"]),
+                    trace=put(state.trace, rows, self._tell_trace(reading)),
                 )
         return state, self._observation(state)
 
@@ -294,7 +294,7 @@ class BeamFabrication(Task[State]):
         terms_true = self._terms(nearer, reached, minutes, damage)
         terms_seen = self._terms(nearer_seen, reached_seen, minutes, torch.zeros_like(minutes))
         rewards = [torch.stack(tuple(terms.values())).sum(0) for terms in (terms_true, terms_seen)]
-        state = replace(
+        state = changed(
             state,
             left_seen_ang=left_seen,
             left_true_ang=left_true,
@@ -395,9 +395,9 @@ class BeamFabrication(Task[State]):
         since_s = (state.clock_s - state.frame_s).clamp(min=1e-3).unsqueeze(1)
         drift = torch.where(first.unsqueeze(1), 0.0, step / since_s)
         goal = state.goal_ang
-        if len(which := fresh.nonzero().squeeze(1)):
-            goal = goal.index_copy(0, which, self._goals(atom[which], bond[which], state.chance[which]))
-        return replace(
+        if len(which := rows_where(fresh)):
+            goal = put(goal, which, self._goals(take(atom, which), take(bond, which), take(state.chance, which)))
+        return changed(
             state,
             begun=state.begun | fresh,
             atom_ang=atom,
@@ -472,7 +472,7 @@ class BeamFabrication(Task[State]):
             return state
         fresh = (state.begun & ~state.known).unsqueeze(1)
         centre = truth["frame_centre_ang"] + state.shift_ang
-        return replace(state, origin_ang=torch.where(fresh, centre, state.origin_ang), known=state.begun)
+        return changed(state, origin_ang=torch.where(fresh, centre, state.origin_ang), known=state.begun)
 
     def _true_distances(self, state: State, truth: Mapping[str, Tensor]) -> Tensor:
         goal = state.goal_ang + state.origin_ang.unsqueeze(1)
@@ -544,7 +544,7 @@ def _of(values: Tensor, index: Tensor) -> Tensor:
 
 def _spread(reading: Reading, like: Tensor) -> Tensor:
     """Seconds of a reading on the rows (B,) it is for."""
-    return torch.zeros_like(like).index_add(0, reading.rows, reading.seconds)
+    return add(torch.zeros_like(like), reading.rows, reading.seconds)
 
 
 def _pattern(config: BeamFabricationConfig) -> tuple[tuple[int, int, int], ...] | None:
