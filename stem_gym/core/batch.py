@@ -20,6 +20,7 @@ State = TypeVar("State")
 
 _FEW = 64  # numbers that Python compares sooner than torch starts
 _EVERY = "_names_every_row_of"  # attribute of a list of rows that is 0, 1, … up to this number
+_FIELDS: dict[type, tuple[str, ...]] = {}  # names of the fields of dataclasses met
 
 
 def ends(values: Tensor) -> tuple[float, float]:
@@ -94,7 +95,7 @@ def take_rows(state: State, rows: Tensor) -> State:
 def put_rows(state: State, rows: Tensor, fresh: State) -> State:
     """`state` with its rows `rows` replaced by those of `fresh`; neither argument is changed."""
     changes: dict[str, Any] = {}
-    for name in _names(state.__class__):
+    for name in _names(state):
         old, new = getattr(state, name), getattr(fresh, name)
         if isinstance(old, Tensor):
             changes[name] = put(old, rows, new)
@@ -110,7 +111,7 @@ def clone_rows(state: State) -> State:
 
 def write_rows(state: State, rows: Tensor, fresh: State) -> None:
     """Overwrite the rows `rows` of `state` in place: for buffers that their owner never hands out to keep."""
-    for name in _names(state.__class__):
+    for name in _names(state):
         old, new = getattr(state, name), getattr(fresh, name)
         if isinstance(old, Tensor):
             write(old, rows, new)
@@ -127,14 +128,16 @@ def changed(state: State, **changes: Any) -> State:
     return fresh
 
 
-@functools.cache
-def _names(kind: type[Any]) -> tuple[str, ...]:
-    return tuple(field.name for field in dataclasses.fields(kind))
+def _names(state: Any) -> tuple[str, ...]:
+    kind = type(state)
+    if kind not in _FIELDS:
+        _FIELDS[kind] = tuple(field.name for field in dataclasses.fields(kind))
+    return _FIELDS[kind]
 
 
 def _map(state: State, change: Callable[[Tensor], Tensor]) -> State:
     changes: dict[str, Any] = {}
-    for name in _names(state.__class__):
+    for name in _names(state):
         value = getattr(state, name)
         if isinstance(value, Tensor):
             changes[name] = change(value)

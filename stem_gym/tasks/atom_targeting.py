@@ -19,7 +19,7 @@ from stem_gym.core.batch import add, changed, put, rows_where, take
 from stem_gym.core.config import Config
 from stem_gym.core.elements import atomic_number_of
 from stem_gym.core.errors import ConfigError
-from stem_gym.core.instructions import FULL_FRAME, Dwell, Instruction, Park, Reading, Scan
+from stem_gym.core.instructions import Dwell, Instruction, Park, Reading, Scan, full_frames
 from stem_gym.core.periodic import nearest_image
 from stem_gym.core.task import Marks, Needs, Observation, Score, Task
 
@@ -175,7 +175,7 @@ class AtomTargeting(Task[State]):
         size = self.config.pixels
         return State(
             image=torch.zeros(rows, size, size, dtype=torch.uint8, device=device),
-            region=torch.tensor(FULL_FRAME, device=device).repeat(rows, 1),
+            region=full_frames(rows, device),
             frame_s=zero,
             pixel_dwell_s=zero,
             clock_s=zero,
@@ -204,7 +204,7 @@ class AtomTargeting(Task[State]):
         """One full frame."""
         config = self.config
         dwell_s = (config.pixel_dwell_min_s * config.pixel_dwell_max_s) ** 0.5
-        region = torch.tensor(FULL_FRAME, device=rows.device).repeat(len(rows), 1)
+        region = full_frames(len(rows), rows.device)
         return [self._scan(rows, region, torch.full((len(rows),), dwell_s, device=rows.device))]
 
     def plan(self, state: State, action: Tensor, rows: Tensor) -> Sequence[Instruction]:

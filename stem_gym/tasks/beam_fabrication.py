@@ -16,10 +16,10 @@ from gymnasium import spaces
 from pydantic import Field
 from torch import Tensor
 
-from stem_gym.core.batch import add, changed, put, put_rows, rows_where, take, take_rows
+from stem_gym.core.batch import add, changed, every_row, put, put_rows, rows_where, take, take_rows
 from stem_gym.core.config import Config
 from stem_gym.core.errors import ConfigError
-from stem_gym.core.instructions import ATOMS, FULL_FRAME, Dwell, Instruction, Park, Reading, Scan, TraceRule
+from stem_gym.core.instructions import ATOMS, Dwell, Instruction, Park, Reading, Scan, TraceRule, full_frames
 from stem_gym.core.periodic import nearest_image
 from stem_gym.core.task import Marks, Needs, Observation, Score, Task
 
@@ -330,7 +330,7 @@ class BeamFabrication(Task[State]):
         fov, shift = self.config.fov_ang, state.shift_ang.unsqueeze(1)
         goals = torch.where(state.begun[:, None, None], (state.goal_ang + shift) / fov + 0.5, torch.nan)
         frame = state.image.float() / 255.0 if state.image.dim() == 3 else self._sketch(state)
-        region = torch.tensor(FULL_FRAME, device=goals.device).repeat(len(goals), 1)
+        region = full_frames(len(goals), goals.device)
         return Marks(state.place, state.place.unsqueeze(1), goals, frame, region)
 
     def _sketch(self, state: State) -> Tensor:
@@ -349,9 +349,8 @@ class BeamFabrication(Task[State]):
     def _scan(self, rows: Tensor) -> Scan:
         config = self.config
         n, device = len(rows), rows.device
-        region = torch.tensor(FULL_FRAME, device=device).repeat(n, 1)
         side, dwell_s = (torch.full((n,), value, device=device) for value in (config.fov_ang, config.pixel_dwell_s))
-        return Scan(rows, side, (config.pixels, config.pixels), dwell_s, region, self._channels)
+        return Scan(rows, side, (config.pixels, config.pixels), dwell_s, full_frames(n, device), self._channels)
 
     def _meaning(self, action: Tensor, bond_ang: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Beam from the followed atom (n, 2) Å, dwell (n,) s, and whether a frame is wanted (n,)."""
@@ -369,6 +368,9 @@ class BeamFabrication(Task[State]):
 
     def _follow(self, state: State) -> tuple[Tensor, Tensor]:
         """The followed atom (B,) and its goal (B,): the nearest pair of a free atom and a free goal."""
+        if self.config.dopants == 1:
+            only = torch.zeros(len(state.clock_s), dtype=torch.int64, device=state.clock_s.device)
+            return only, only
         distance = (state.atom_ang.unsqueeze(2) - state.goal_ang.unsqueeze(1)).norm(dim=-1)  # (B, atoms, goals)
         there = distance < 0.5 * BOND_ANG
         taken = there.any(2).unsqueeze(2) | there.any(1).unsqueeze(1)
@@ -429,7 +431,7 @@ class BeamFabrication(Task[State]):
         inside = (places.abs() < room - BOND_ANG).all(-1).all(2)
         away = (places.mean(2) - atom_ang.mean(1, keepdim=True)).norm(dim=-1)
         best = torch.where(inside, away, away + _FAR_ANG).argmin(1)
-        return places[torch.arange(len(best), device=best.device), best]
+        return _of(places, best)
 
     def _tell_trace(self, reading: Reading) -> Tensor:
         """The last dwell in four numbers (n, 4)."""
@@ -500,7 +502,8 @@ def _track(state: State, seen_ang: Tensor, bonds: Tensor) -> tuple[Tensor, Tenso
     atom_ang, bond_ang, missing = state.atom_ang, state.bond_ang, torch.ones_like(state.astray)
     reach_ang = torch.where(state.astray, 0.5 * _FAR_ANG, 2.5 * BOND_ANG)
     distance = (atom_ang.unsqueeze(2) - seen_ang.unsqueeze(1)).norm(dim=-1).nan_to_num(nan=_FAR_ANG)
-    row = torch.arange(len(atom_ang), device=atom_ang.device)
+    row = every_row(len(atom_ang), atom_ang.device)
+    atom_ang, bond_ang = atom_ang.clone(), bond_ang.clone()
     for _ in range(atom_ang.shape[1]):
         best = distance.flatten(1).argmin(1)
         atom, place = best // distance.shape[2], best % distance.shape[2]
@@ -508,7 +511,6 @@ def _track(state: State, seen_ang: Tensor, bonds: Tensor) -> tuple[Tensor, Tenso
         missing[row, atom] &= ~near.squeeze(1)
         moved = torch.where(near, seen_ang[row, place], atom_ang[row, atom])
         turned = torch.where(near.unsqueeze(2), bonds[row, place], bond_ang[row, atom])
-        atom_ang, bond_ang = atom_ang.clone(), bond_ang.clone()
         atom_ang[row, atom], bond_ang[row, atom] = moved, turned
         distance[row, atom, :], distance[row, :, place] = 2.0 * _FAR_ANG, 2.0 * _FAR_ANG
     return atom_ang, bond_ang, missing
@@ -539,7 +541,7 @@ def _drawn(reading: Reading, full_scale: float) -> Tensor:
 
 def _of(values: Tensor, index: Tensor) -> Tensor:
     """values (n, D, …) at index (n,): (n, …)."""
-    return values[torch.arange(len(index), device=index.device), index]
+    return values[every_row(len(index), index.device), index]
 
 
 def _spread(reading: Reading, like: Tensor) -> Tensor:
