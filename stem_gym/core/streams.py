@@ -117,30 +117,25 @@ class _Ahead:
     """The next draws of a few rows, computed together: the numbers are those of single draws."""
 
     def __init__(self) -> None:
-        self._address = np.full((0, 4), -1)
+        self._episodes, self._draw = b"", np.zeros(0, np.int64)  # keys and episodes, and first draws (n,)
         self._uniform: np.ndarray = np.zeros((0, _AHEAD, 4, 0), np.float32)  # (n, draws, 4, blocks)
 
     def uniform(self, address: np.ndarray, blocks: int) -> np.ndarray:
         """As `_uniform_numpy` for these addresses (n, 4)."""
-        draw, most = self._draws_kept(address), self._uniform.shape[3]
-        if draw is None or blocks > most:
-            self._look(address, max(blocks, most))
-            draw = np.zeros(len(address), np.int64)
-        return self._uniform[np.arange(len(address)), draw, :, :blocks]
+        if not self._holds(address, blocks):
+            self._look(address, max(blocks, self._uniform.shape[3]))
+        return self._uniform[np.arange(len(address)), address[:, 3] - self._draw, :, :blocks]
 
-    def _draws_kept(self, address: np.ndarray) -> np.ndarray | None:
-        """Which of the draws kept (n,) these are; None where they are not among them."""
-        if len(address) != len(self._address):
-            return None
-        on = address - self._address
-        draw: np.ndarray = on[:, 3]
-        kept = not on[:, :3].any() and draw.min() >= 0 and draw.max() < _AHEAD
-        return draw if kept else None
+    def _holds(self, address: np.ndarray, blocks: int) -> bool:
+        if blocks > self._uniform.shape[3] or address[:, :3].tobytes() != self._episodes:
+            return False
+        return all(0 <= draw < _AHEAD for draw in (address[:, 3] - self._draw).tolist())
 
     def _look(self, address: np.ndarray, blocks: int) -> None:
         each = np.repeat(address, _AHEAD, axis=0)
         each[:, 3] += np.tile(np.arange(_AHEAD), len(address))
-        self._address, self._uniform = address, _uniform_numpy(each, blocks).reshape(-1, _AHEAD, 4, blocks)
+        self._episodes, self._draw = address[:, :3].tobytes(), address[:, 3]
+        self._uniform = _uniform_numpy(each, blocks).reshape(-1, _AHEAD, 4, blocks)
 
 
 def _box_muller(uniform: Any, xp: Any) -> Any:

@@ -120,6 +120,8 @@ class SheetMicroscope(Instrument):
         energy = torch.tensor(probe.energy_kev, device=self.device)
         inner, outer = config.detector.inner_mrad, config.detector.outer_mrad
         self._weight_ang2 = haadf_cross_section_ang2(numbers, energy, inner, outer)  # by atomic number
+        carbon_ang2 = self._weight_ang2[CARBON]
+        self._excess_ang2, self._even_sheet = self._weight_ang2 - carbon_ang2, _ATOMS_PER_ANG2 * carbon_ang2
         self._pictures = Pictures(config.specimen, optics, self._weight_ang2) if config.pictures else None
         self._state: _Rows | None = None
         self._streams = Streams([0] * rows, self.device)
@@ -355,11 +357,12 @@ class SheetMicroscope(Instrument):
         """ADF counts (n, J): an even sheet of carbon, and on it the dopants as the probe sees them."""
         config, state, sheet = self.config, self._now, self._now.sheet
         place, number = take(sheet.near.dopant_ang, rows), take(sheet.near.atomic_number, rows)  # (n, D, 2), (n, D)
-        cell = take(sheet.cell_ang, rows)[:, None, None]
-        distance = nearest_image(beam.path_ang.unsqueeze(2) - place.unsqueeze(1), cell).norm(dim=-1)  # (n, J, D)
-        excess = (self._weight_ang2[number] - self._weight_ang2[CARBON]) * take(sheet.there, rows)
+        cell = take(sheet.cell_ang, rows).view(-1, 1, 1, 2)
+        away = nearest_image(beam.path_ang.unsqueeze(2) - place.unsqueeze(1), cell)
+        distance = torch.linalg.vector_norm(away, dim=-1)  # (n, J, D)
+        excess = self._excess_ang2[number] * take(sheet.there, rows)
         extra = (density_at(take(state.signal, rows), distance) * excess.unsqueeze(1)).sum(2)
-        fraction = _ATOMS_PER_ANG2 * self._weight_ang2[CARBON] + extra
+        fraction = self._even_sheet + extra
         mean = expected_electrons(fraction, beam.current_pa, beam.part_s[:, 0], config.detector)
         return detect(mean, self._streams, rows, config.detector)
 

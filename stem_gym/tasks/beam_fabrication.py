@@ -15,6 +15,7 @@ import torch
 from gymnasium import spaces
 from pydantic import Field
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from stem_gym.core.batch import add, changed, every_row, put, put_rows, rows_where, take, take_rows
 from stem_gym.core.config import Config
@@ -274,11 +275,11 @@ class BeamFabrication(Task[State]):
         """Reward, end and metrics, from truth where there is some and from perception where not."""
         config = self.config
         by_truth = bool(truth) and config.scores_from == "truth"
-        minutes = sum((_spread(reading, state.clock_s) for reading in readings), torch.zeros_like(state.clock_s)) / 60.0
+        minutes = _seconds(readings, state.clock_s) / 60.0
         seen_ang = self._distances(state, state.atom_ang, state.goal_ang, None)
         reached_seen = state.begun & (seen_ang < 0.5 * BOND_ANG).all(1)
         left_seen = seen_ang.sum(1)
-        nearer_seen = torch.where(state.left_seen_ang > 0.0, state.left_seen_ang - left_seen, 0.0)
+        nearer_seen = (state.left_seen_ang - left_seen).masked_fill(~(state.left_seen_ang > 0.0), 0.0)
         lost = torch.zeros_like(state.lost_atoms)
         gone = torch.zeros_like(state.begun)
         reached, nearer, left_true = reached_seen, nearer_seen, left_seen
@@ -289,7 +290,8 @@ class BeamFabrication(Task[State]):
             left_true = true_ang.clamp(max=2.0 * config.fov_ang).sum(1)
             lost = truth["lost_atoms"].float()
             gone = truth["dopant_there"].sum(1) < config.dopants
-            nearer = torch.where((state.left_true_ang > 0.0) & ~gone, state.left_true_ang - left_true, 0.0)
+            counts = (state.left_true_ang > 0.0) & ~gone
+            nearer = (state.left_true_ang - left_true).masked_fill(~counts, 0.0)
         damage = (lost - state.lost_atoms) + gone.float()
         terms_true = self._terms(nearer, reached, minutes, damage)
         terms_seen = self._terms(nearer_seen, reached_seen, minutes, torch.zeros_like(minutes))
@@ -385,17 +387,17 @@ class BeamFabrication(Task[State]):
         if found.shape[1] < config.dopants:
             raise ConfigError(f"task.dopants is {config.dopants}; the instrument tells at most {found.shape[1]} atoms.")
         first = ~state.begun & (state.frame_s <= 0.0)
-        step = torch.where(first.unsqueeze(1), 0.0, reading.data["shift_ang"])
+        step = reading.data["shift_ang"].masked_fill(first.unsqueeze(1), 0.0)
         shift = state.shift_ang + step
         seen = found - shift.unsqueeze(1)
         atom, bond, astray = _track(state, seen, bonds)
         leftmost, their_bonds = seen[:, : config.dopants], bonds[:, : config.dopants]
         complete = leftmost.isfinite().all(-1).all(1)
         fresh = ~state.begun & complete
-        atom = torch.where(fresh[:, None, None], leftmost, atom)
-        bond = torch.where(fresh[:, None, None, None], their_bonds, bond)
+        atom = torch.where(fresh.view(-1, 1, 1), leftmost, atom)
+        bond = torch.where(fresh.view(-1, 1, 1, 1), their_bonds, bond)
         since_s = (state.clock_s - state.frame_s).clamp(min=1e-3).unsqueeze(1)
-        drift = torch.where(first.unsqueeze(1), 0.0, step / since_s)
+        drift = (step / since_s).masked_fill(first.unsqueeze(1), 0.0)
         goal = state.goal_ang
         if len(which := rows_where(fresh)):
             goal = put(goal, which, self._goals(take(atom, which), take(bond, which), take(state.chance, which)))
@@ -449,7 +451,7 @@ class BeamFabrication(Task[State]):
     def _observation(self, state: State) -> Observation:
         followed, goal = self._follow(state)
         here = _of(state.atom_ang, followed)
-        begun = state.begun[:, None].float()
+        begun = state.begun.float().view(-1, 1)
         atoms, goals = ((places - here.unsqueeze(1)) / _SCALE_ANG for places in (state.atom_ang, state.goal_ang))
         age = ((state.clock_s - state.frame_s) / 10.0).clamp(0.0, 5.0).unsqueeze(1)
         image = {"image": state.image.unsqueeze(1)} if state.image.dim() == 3 else {}
@@ -465,7 +467,7 @@ class BeamFabrication(Task[State]):
 
     def _distances(self, state: State, atom_ang: Tensor, goal_ang: Tensor, there: Tensor | None) -> Tensor:
         """(B, D) from each goal to its nearest atom that is there."""
-        away = (goal_ang.unsqueeze(2) - atom_ang.unsqueeze(1)).norm(dim=-1)
+        away = vector_norm(goal_ang.unsqueeze(2) - atom_ang.unsqueeze(1), dim=-1)
         return (away if there is None else torch.where(there.unsqueeze(1), away, _FAR_ANG)).amin(2)
 
     def _look_up(self, state: State, truth: Mapping[str, Tensor]) -> State:
@@ -479,8 +481,8 @@ class BeamFabrication(Task[State]):
     def _true_distances(self, state: State, truth: Mapping[str, Tensor]) -> Tensor:
         goal = state.goal_ang + state.origin_ang.unsqueeze(1)
         delta = goal.unsqueeze(2) - truth["dopant_xy_ang"].unsqueeze(1)
-        away = nearest_image(delta, truth["cell_ang"][:, None, None]).norm(dim=-1)
-        return torch.where(truth["dopant_there"].unsqueeze(1), away, _FAR_ANG).amin(2)
+        away = vector_norm(nearest_image(delta, truth["cell_ang"].view(-1, 1, 1, 2)), dim=-1)
+        return away.masked_fill(~truth["dopant_there"].unsqueeze(1), _FAR_ANG).amin(2)
 
     def _terms(self, nearer_ang: Tensor, reached: Tensor, minutes: Tensor, damage: Tensor) -> dict[str, Tensor]:
         """The four terms of the reward of a step."""
@@ -501,7 +503,7 @@ def _track(state: State, seen_ang: Tensor, bonds: Tensor) -> tuple[Tensor, Tenso
     """
     atom_ang, bond_ang, missing = state.atom_ang, state.bond_ang, torch.ones_like(state.astray)
     reach_ang = torch.where(state.astray, 0.5 * _FAR_ANG, 2.5 * BOND_ANG)
-    distance = (atom_ang.unsqueeze(2) - seen_ang.unsqueeze(1)).norm(dim=-1).nan_to_num(nan=_FAR_ANG)
+    distance = vector_norm(atom_ang.unsqueeze(2) - seen_ang.unsqueeze(1), dim=-1).nan_to_num(nan=_FAR_ANG)
     row = every_row(len(atom_ang), atom_ang.device)
     atom_ang, bond_ang = atom_ang.clone(), bond_ang.clone()
     for _ in range(atom_ang.shape[1]):
@@ -544,9 +546,12 @@ def _of(values: Tensor, index: Tensor) -> Tensor:
     return values[every_row(len(index), index.device), index]
 
 
-def _spread(reading: Reading, like: Tensor) -> Tensor:
-    """Seconds of a reading on the rows (B,) it is for."""
-    return add(torch.zeros_like(like), reading.rows, reading.seconds)
+def _seconds(readings: Sequence[Reading], like: Tensor) -> Tensor:
+    """Seconds of the step, (B,)."""
+    seconds = torch.zeros_like(like)
+    for reading in readings:
+        seconds = add(seconds, reading.rows, reading.seconds)
+    return seconds
 
 
 def _pattern(config: BeamFabricationConfig) -> tuple[tuple[int, int, int], ...] | None:
