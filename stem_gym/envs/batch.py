@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from stem_gym.core.batch import add, changed, clone_rows, every_row, put_rows, take, take_rows
+from stem_gym.core.batch import add, changed, clone_rows, every_row, put, put_rows, take, take_rows
 from stem_gym.core.config import Budget
 from stem_gym.core.errors import ActionError, CapabilityError, ConfigError, InstructionError
 from stem_gym.core.instructions import Instruction, Reading
@@ -183,7 +183,7 @@ class BatchEnv:
     def _execute(self, instructions: Sequence[Instruction], rows: Tensor, count: int) -> Step:
         readings = [self.instrument.execute(instruction) for instruction in instructions]
         self._observation, score = self._take_in(readings, rows)
-        stepped = torch.zeros(self.rows, dtype=torch.bool, device=self.device).index_fill(0, rows, True)
+        stepped = put(torch.zeros_like(self.ended), rows, torch.ones_like(rows, dtype=torch.bool))
         reward = score.reward if count else torch.zeros_like(score.reward)
         self.ledger = self._book(readings, stepped, reward, count)
         left = self._left()
