@@ -7,6 +7,7 @@ batch that an instruction is for, every other tensor has one entry per named row
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -140,6 +141,13 @@ class Read(Instruction):
 VERBS: dict[str, type[Instruction]] = {
     kind.__name__: kind for kind in (Scan, Park, Dwell, Acquire, Map, Pulse, MoveStage, Set, Blank, Wait, Read)
 }
+
+
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def full_frames(rows: int, device: torch.device) -> Tensor:
+    """The region (rows, 4) of a full frame. Not to be written to."""
+    return torch.tensor(FULL_FRAME, device=device).repeat(rows, 1)
 
 
 def verb(instruction: Instruction) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stem_gym.core.batch import ends
+from stem_gym.core.batch import ends, names_every
 from stem_gym.core.errors import CapabilityError, InstructionError
 from stem_gym.core.instructions import Instruction, Reading, verb
 from stem_gym.core.streams import Streams
@@ -28,6 +29,9 @@ class Limits:
     high: float
 
 
+_ANYTHING = Limits(-math.inf, math.inf)
+
+
 @dataclass(frozen=True)
 class Capabilities:
     """What an instrument can do. An env refuses to be built on one that lacks what its task needs."""
@@ -42,6 +46,18 @@ class Capabilities:
     dopants: int | None = None  # the fewest that a fresh specimen has; None: unknown
     grid: tuple[int, int] | None = None  # (H, W) cells in which spectra are at hand; None: at any place
     axes: Mapping[str, Tensor] = field(default_factory=dict)  # detector → its channels: (C,) eV, or (C, 2) mrad
+
+    def limits_of(self, name: str) -> Mapping[str, Limits]:
+        """The limits of the fields of one verb, by the name of the field."""
+        return self._limits_by_verb.get(name, {})
+
+    @functools.cached_property
+    def _limits_by_verb(self) -> dict[str, dict[str, Limits]]:
+        by_verb: dict[str, dict[str, Limits]] = {}
+        for key, limits in self.limits.items():
+            name, _, part = key.partition(".")
+            by_verb.setdefault(name, {})[part] = limits
+        return by_verb
 
 
 class Instrument(ABC):
@@ -96,9 +112,9 @@ def check_instruction(instruction: Instruction, capabilities: Capabilities, rows
         for detector in (asked,) if isinstance(asked, str) else asked:
             if detector not in known:
                 raise CapabilityError(f"The instrument has no detector {detector!r}; it has {sorted(known)}.")
-    limits = {key.partition(".")[2]: value for key, value in capabilities.limits.items() if key.startswith(f"{name}.")}
+    limits = capabilities.limits_of(name)
     if name == "Set":
-        limits["value"] = _control_limits(instruction, capabilities)
+        limits = {**limits, "value": _control_limits(instruction, capabilities)}
     if name == "Read":
         _check_readable(instruction, capabilities)
     _check_shape(instruction, name)
@@ -109,6 +125,8 @@ def _check_rows(index: Tensor, name: str, rows: int) -> None:
     if index.dtype != torch.int64 or index.dim() != 1:
         raise InstructionError(f"{name}.rows must be int64 of shape (n,); given {index.dtype}, {tuple(index.shape)}.")
     n = index.shape[0]
+    if names_every(index, rows):
+        return
     least, most = ends(index) if n else (0, 0)
     if least < 0 or most >= rows:
         raise InstructionError(f"{name}.rows must lie in 0…{rows - 1}; given {index.tolist()[:8]}.")
@@ -159,7 +177,7 @@ def _check_values(instruction: Instruction, name: str, limits: Mapping[str, Limi
         if n == 0 or key == "on":
             continue
         low, high = ends(value)
-        allowed = limits.get(key, Limits(-float("inf"), float("inf")))
+        allowed = limits.get(key, _ANYTHING)
         least, most = allowed.low - _ROUNDING * abs(allowed.low), allowed.high + _ROUNDING * abs(allowed.high)
         if not (least <= low and high <= most and math.isfinite(low) and math.isfinite(high)):
             raise InstructionError(

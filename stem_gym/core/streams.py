@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stem_gym.core.batch import every_row, names_every
 from stem_gym.core.errors import ConfigError
 
 _MASK = 0xFFFFFFFF
@@ -29,6 +30,8 @@ _KEY_SCHEDULE = np.arange(_ROUNDS)[:, None, None] * np.array(_KEY_STEPS)[:, None
 _FUSED_FROM_DRAWS = 1024  # a row; for fewer, such as the samples of a trace, compiling another kernel does not pay
 _FUSED_FROM_NUMBERS = 8192  # in one draw; below, numpy's own start is quicker
 _NUMPY_UP_TO_ROWS = 16  # beyond, torch's wider loops win over numpy's quicker start
+_AHEAD = 8  # draws that so few rows compute at once, because numpy's start costs more than the numbers
+_AHEAD_BLOCKS = 32  # of a draw; larger ones are computed alone
 _SMALL_RATE = 10.0  # below: inversion of the Poisson law; above: its asymptotic quantile
 _LARGEST_SMALL_COUNT = 32  # P(N > 32 | rate 10) = 1e-8, below the 2^-24 grid of the uniforms
 _ERFINV_CENTRE = (
@@ -95,9 +98,8 @@ def _uniform(address: Tensor, count: int, fused: bool = False) -> Tensor:
     return torch.as_tensor(drawn)[:, :, :blocks].flatten(1)[:, :count]
 
 
-def _uniform_numpy(address: np.ndarray, count: int) -> np.ndarray:
+def _uniform_numpy(address: np.ndarray, blocks: int) -> np.ndarray:
     """The same numbers from numpy, which starts small operations faster, with both halves of a counter in one array."""
-    blocks = (count + 3) // 4
     even, odd = np.zeros((2, 2, len(address), blocks), np.uint32)
     even[0], even[1] = np.arange(blocks), address[:, 2:3]
     odd[0] = address[:, 3:4]
@@ -106,8 +108,34 @@ def _uniform_numpy(address: np.ndarray, count: int) -> np.ndarray:
         halves = (even * _LANES).view(np.uint32)  # of the 64-bit products: low, high, low, high, …
         even = halves[::-1, :, _HIGH::2] ^ odd ^ key
         odd = halves[::-1, :, 1 - _HIGH :: 2]
-    words = np.concatenate((even[0], odd[0], even[1], odd[1]), axis=1)[:, :count]
-    return ((words >> 9).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
+    words = np.stack((even[0], odd[0], even[1], odd[1]), axis=1)
+    uniform: np.ndarray = ((words >> 9).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
+    return uniform
+
+
+class _Ahead:
+    """The next draws of a few rows, computed together: the numbers are those of single draws."""
+
+    def __init__(self) -> None:
+        self._episodes, self._draw = b"", np.zeros(0, np.int64)  # keys and episodes, and first draws (n,)
+        self._uniform: np.ndarray = np.zeros((0, _AHEAD, 4, 0), np.float32)  # (n, draws, 4, blocks)
+
+    def uniform(self, address: np.ndarray, blocks: int) -> np.ndarray:
+        """As `_uniform_numpy` for these addresses (n, 4)."""
+        if not self._holds(address, blocks):
+            self._look(address, max(blocks, self._uniform.shape[3]))
+        return self._uniform[np.arange(len(address)), address[:, 3] - self._draw, :, :blocks]
+
+    def _holds(self, address: np.ndarray, blocks: int) -> bool:
+        if blocks > self._uniform.shape[3] or address[:, :3].tobytes() != self._episodes:
+            return False
+        return all(0 <= draw < _AHEAD for draw in (address[:, 3] - self._draw).tolist())
+
+    def _look(self, address: np.ndarray, blocks: int) -> None:
+        each = np.repeat(address, _AHEAD, axis=0)
+        each[:, 3] += np.tile(np.arange(_AHEAD), len(address))
+        self._episodes, self._draw = address[:, :3].tobytes(), address[:, 3]
+        self._uniform = _uniform_numpy(each, blocks).reshape(-1, _AHEAD, 4, blocks)
 
 
 def _box_muller(uniform: Any, xp: Any) -> Any:
@@ -221,7 +249,8 @@ class Streams:
         self._address = torch.zeros(rows, 4, dtype=torch.int64, device=device)  # two key words, episode, draw
         self._one_draw = torch.tensor([0, 0, 0, 1], device=device)
         self._fused = fused
-        self.seed(torch.arange(rows, device=device), seeds)
+        self._ahead = _Ahead()
+        self.seed(every_row(rows, torch.device(device)), seeds)
 
     def __len__(self) -> int:
         return len(self._address)
@@ -273,9 +302,11 @@ class Streams:
         address = self._next_address(rows)
         if self._fused and len(rows) * count >= _FUSED_FROM_NUMBERS:
             return _uniform(address, count, fused=True)
-        if address.device.type == "cpu":
-            return torch.from_numpy(_uniform_numpy(address.numpy(), count))
-        return _uniform(address, count)
+        if address.device.type != "cpu":
+            return _uniform(address, count)
+        blocks, few = (count + 3) // 4, len(rows) <= _NUMPY_UP_TO_ROWS and names_every(rows, len(self))
+        draw = self._ahead.uniform if few and blocks <= _AHEAD_BLOCKS else _uniform_numpy
+        return torch.from_numpy(draw(address.numpy(), blocks).reshape(len(rows), -1)[:, :count])
 
     def snapshot(self) -> Tensor:
         """A copy of where the streams stand, (B, 4) int64: enough to go on from here with the same numbers."""
@@ -287,6 +318,10 @@ class Streams:
 
     def _next_address(self, rows: Tensor) -> Tensor:
         """Where the next draw of `rows` (n,) is, (n, 4); moves their streams on."""
+        if names_every(rows, len(self)):
+            address = self._address.clone()
+            self._address += self._one_draw
+            return address
         address = self._address.index_select(0, rows)
         self._address.index_add_(0, rows, self._one_draw.expand(len(address), 4))
         return address

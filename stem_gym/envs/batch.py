@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from stem_gym.core.batch import clone_rows, put_rows, take_rows
+from stem_gym.core.batch import add, changed, clone_rows, every_row, put, put_rows, take, take_rows
 from stem_gym.core.config import Budget
 from stem_gym.core.errors import ActionError, CapabilityError, ConfigError, InstructionError
 from stem_gym.core.instructions import Instruction, Reading
@@ -71,7 +71,7 @@ class BatchEnv:
         check_capabilities(task, instrument)
         self.task, self.instrument, self.budget = task, instrument, budget
         self.rows, self.device = instrument.rows, instrument.device
-        self._every_row = torch.arange(self.rows, device=self.device)
+        self._every_row = every_row(self.rows, self.device)
         self.action_space = task.action_space
         self.action_dtype = torch.from_numpy(np.zeros(0, task.action_space.dtype)).dtype
         self._low, self._high = (torch.as_tensor(end, device=self.device) for end in _bounds(task.action_space))
@@ -128,7 +128,7 @@ class BatchEnv:
         if self._state is None:
             raise InstructionError("step() was called before reset().")
         stepped = self._every_row if rows is None else rows
-        if bool(self.ended.index_select(0, stepped).any()):
+        if bool(take(self.ended, stepped).any()):
             over = self.ended.nonzero().flatten().tolist()[:8]
             raise ActionError(
                 f"Rows {over} have ended; call reset() before the next step of a single environment, and "
@@ -183,7 +183,7 @@ class BatchEnv:
     def _execute(self, instructions: Sequence[Instruction], rows: Tensor, count: int) -> Step:
         readings = [self.instrument.execute(instruction) for instruction in instructions]
         self._observation, score = self._take_in(readings, rows)
-        stepped = torch.zeros(self.rows, dtype=torch.bool, device=self.device).index_fill(0, rows, True)
+        stepped = put(torch.zeros_like(self.ended), rows, torch.ones_like(rows, dtype=torch.bool))
         reward = score.reward if count else torch.zeros_like(score.reward)
         self.ledger = self._book(readings, stepped, reward, count)
         left = self._left()
@@ -207,7 +207,7 @@ class BatchEnv:
             return observation, score
         place = torch.zeros(self.rows, dtype=torch.int64, device=self.device)
         place[rows] = torch.arange(len(rows), device=self.device)
-        some = [replace(reading, rows=place[reading.rows]) for reading in readings]
+        some = [changed(reading, rows=place[reading.rows]) for reading in readings]
         state, observation = task.observe(take_rows(self._state, rows), some)
         state, score = task.score(state, some, {name: value[rows] for name, value in truth.items()})
         self._state = put_rows(self._state, rows, state)
@@ -222,8 +222,8 @@ class BatchEnv:
     def _book(self, readings: Sequence[Reading], stepped: Tensor, reward: Tensor, count: int) -> Ledger:
         seconds, electrons = self.ledger.seconds, self.ledger.electrons
         for reading in readings:
-            seconds = seconds.index_add(0, reading.rows, reading.seconds.double())
-            electrons = electrons.index_add(0, reading.rows, reading.electrons.double())
+            seconds = add(seconds, reading.rows, reading.seconds)
+            electrons = add(electrons, reading.rows, reading.electrons)
         return Ledger(self.ledger.steps + count * stepped, seconds, electrons, self.ledger.episode_return + reward)
 
     def _left(self) -> Tensor:
@@ -238,7 +238,7 @@ class BatchEnv:
         expected = (self.rows, *(self.action_space.shape or ()))
         if tuple(action.shape) != expected:
             raise ActionError(f"Actions must have shape {expected}; given {tuple(action.shape)}.")
-        given = action.index_select(0, rows)
+        given = take(action, rows)
         inside = (given >= self._low) & (given <= self._high)
         if not bool(inside.all()):
             low, high = (float(bound) for bound in (self._low.min(), self._high.max()))

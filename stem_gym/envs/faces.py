@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from stem_gym.core.batch import every_row, rows_where
 from stem_gym.core.errors import ActionError, ConfigError, did_you_mean
 from stem_gym.core.streams import row_seeds
 from stem_gym.envs.batch import BatchEnv, Snapshot
@@ -143,7 +144,7 @@ class StemEnv(_Face, gymnasium.Env[Any, Any]):
         super().__init__(loaded, runtime, 1, render_mode)
         self.observation_space = self.batch.observation_space
         self.action_space = self.batch.action_space
-        self._row = torch.zeros(1, dtype=torch.int64, device=self.batch.device)
+        self._row = every_row(1, self.batch.device)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -204,7 +205,7 @@ class StemVectorEnv(_Face, gymnasium.vector.VectorEnv[Any, Any, Any]):
         self.single_action_space = self.batch.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._all = torch.arange(num_envs, device=self.batch.device)
+        self._all = every_row(num_envs, self.batch.device)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -215,7 +216,7 @@ class StemVectorEnv(_Face, gymnasium.vector.VectorEnv[Any, Any, Any]):
         """
         rest = _options(options)
         mask = _reset_mask(rest.pop("reset_mask", None), self.num_envs)
-        rows = self._all if mask is None else self._all[torch.as_tensor(mask, device=self.batch.device)]
+        rows = self._all if mask is None else rows_where(torch.as_tensor(mask, device=self.batch.device))
         if seed is None and not self.batch.started:
             seed = int(self.np_random.integers(2**62))
         seeds = _seeds_of_rows(seed, self.num_envs, rows)
@@ -227,20 +228,20 @@ class StemVectorEnv(_Face, gymnasium.vector.VectorEnv[Any, Any, Any]):
         """One action for each row, (B, …)."""
         action = _as_tensor(actions, self.batch)
         if self.autoreset_mode is AutoresetMode.NEXT_STEP and bool(self.batch.ended.any()):
-            return self._step_and_reset(action, self.batch.ended.nonzero().squeeze(1))
+            return self._step_and_reset(action, rows_where(self.batch.ended))
         step = self.batch.step(action)
         observation, metrics = step.observation, step.metrics
         info = _info(metrics, None, self._out)
         if self.autoreset_mode is AutoresetMode.SAME_STEP and bool(step.terminated.any()):
             info["final_obs"], info["final_info"] = self._out(observation), _info(metrics, step.terminated, self._out)
             info["_final_obs"] = info["_final_info"] = step.terminated.cpu().numpy()
-            observation, metrics = self.batch.reset(step.terminated.nonzero().squeeze(1))
+            observation, metrics = self.batch.reset(rows_where(step.terminated))
             info.update(_info(metrics, None, self._out))
         return self._answer(observation, step.reward, step.terminated, info)
 
     def _step_and_reset(self, action: Tensor, again: Tensor) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """A step in which the rows that had ended are reset instead, as Gymnasium's NEXT_STEP asks."""
-        rows = (~self.batch.ended).nonzero().squeeze(1)
+        rows = rows_where(~self.batch.ended)
         reward, terminated = torch.zeros(self.num_envs, device=self.batch.device), torch.zeros_like(self.batch.ended)
         if len(rows):
             step = self.batch.step(action, rows)

@@ -8,13 +8,23 @@ Without pictures to render, thousands of rows run side by side.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from stem_gym.core.batch import clone_rows, take_rows, write_rows
+from stem_gym.core.batch import (
+    changed,
+    clone_rows,
+    every_row,
+    rows_where,
+    take,
+    take_rows,
+    write,
+    write_rows,
+    write_sum,
+)
 from stem_gym.core.config import parse
 from stem_gym.core.errors import ConfigError, InstructionError
 from stem_gym.core.instructions import Blank, Dwell, Instruction, Park, Read, Reading, Scan, Wait, no_dose
@@ -110,6 +120,8 @@ class SheetMicroscope(Instrument):
         energy = torch.tensor(probe.energy_kev, device=self.device)
         inner, outer = config.detector.inner_mrad, config.detector.outer_mrad
         self._weight_ang2 = haadf_cross_section_ang2(numbers, energy, inner, outer)  # by atomic number
+        carbon_ang2 = self._weight_ang2[CARBON]
+        self._excess_ang2, self._even_sheet = self._weight_ang2 - carbon_ang2, _ATOMS_PER_ANG2 * carbon_ang2
         self._pictures = Pictures(config.specimen, optics, self._weight_ang2) if config.pictures else None
         self._state: _Rows | None = None
         self._streams = Streams([0] * rows, self.device)
@@ -227,13 +239,14 @@ class SheetMicroscope(Instrument):
         centre = middle - knots.mean(1)
         self._disturb(rows, Frame(centre, size, dose, beam_s, seconds, current))
         sheet = state.sheet
-        view = View(sheet.cell_ang[rows], scan.fov_ang, scan.region, dose, drift.offset_ang, state.seen_ang[rows])
+        cell, seen = take(sheet.cell_ang, rows), take(state.seen_ang, rows)
+        view = View(cell, scan.fov_ang, scan.region, dose, drift.offset_ang, seen)
         near = take_rows(sheet.near, rows)
-        data = config.finder.find(near, sheet.there[rows], view, self._streams, rows)
+        data = config.finder.find(near, take(sheet.there, rows), view, self._streams, rows)
         if "haadf" in scan.channels:
             data["images"] = self._picture(scan, knots, drift)
-        state.fov_ang.index_copy_(0, rows, scan.fov_ang)
-        state.seen_ang.index_copy_(0, rows, drift.offset_ang)
+        write(state.fov_ang, rows, scan.fov_ang)
+        write(state.seen_ang, rows, drift.offset_ang)
         self._spend(rows, seconds, electrons, drift)
         calibration = {
             "fov_ang": scan.fov_ang,
@@ -250,9 +263,8 @@ class SheetMicroscope(Instrument):
         places = raster(scan, drift.distortion, -displacement_of_rows(knots, height))
         if config.detector.line_jitter_ang > 0.0:
             jitter = line_jitter_ang(self._streams, rows, height, config.detector)
-            places = replace(places, shift_ang=places.shift_ang + jitter)
-        series = state.series.index_select(0, rows)
-        fraction = Pictures.frame(series, state.sheet.cell_ang.index_select(0, rows), places)
+            places = changed(places, shift_ang=places.shift_ang + jitter)
+        fraction = Pictures.frame(take(state.series, rows), take(state.sheet.cell_ang, rows), places)
         current = torch.full_like(scan.dwell_s, config.current_pa)
         mean = expected_electrons(fraction, current, scan.dwell_s, config.detector)
         return detect(mean, self._streams, rows, config.detector).unsqueeze(1)
@@ -267,8 +279,8 @@ class SheetMicroscope(Instrument):
         before = self._pictures.weights(state.sheet, rows, sites)
         self.kinetics.apply(state.sheet, rows, event)
         change = self._pictures.weights(state.sheet, rows, sites) - before
-        mended = self._pictures.change(state.sheet, rows, sites, change, state.transfer[rows])
-        state.series.index_add_(0, rows, mended)
+        mended = self._pictures.change(state.sheet, rows, sites, change, take(state.transfer, rows))
+        write_sum(state.series, rows, mended)
 
     def _disturb(self, rows: Tensor, frame: Frame) -> None:
         """What a frame does to the sheet, event after event."""
@@ -276,14 +288,14 @@ class SheetMicroscope(Instrument):
         for _ in range(_FRAME_PASSES):
             event, after = self.kinetics.next_in_frame(self._now.sheet, rows, frame, after, self._streams)
             self._happen(rows, event)
-            more = (event.kind != NOTHING).nonzero().squeeze(1)
+            more = rows_where(event.kind != NOTHING)
             if len(more) == 0:
                 return
-            rows, after, frame = rows[more], after[more], take_rows(frame, more)
+            rows, after, frame = take(rows, more), take(after, more), take_rows(frame, more)
 
     def _park(self, park: Park) -> Reading:
         place = torch.stack((park.x, park.y), dim=-1)
-        self._now.place.index_copy_(0, park.rows, place)
+        write(self._now.place, park.rows, place)
         return self._pass_time(park, torch.full_like(park.x, self.config.overheads.park_s), {"place": place})
 
     def _dwell(self, dwell: Dwell) -> Reading:
@@ -293,11 +305,11 @@ class SheetMicroscope(Instrument):
         knot_s = dwell.time_s / _DWELL_KNOTS
         knots, drift = self._advance(rows, knot_s.unsqueeze(1).expand(-1, _DWELL_KNOTS))
         knots = straight(knots, samples)
-        parked, before = state.place.index_select(0, rows), take_rows(state.drift, rows)
-        wanted = (parked - 0.5) * state.fov_ang[rows].unsqueeze(1)
+        parked, before = take(state.place, rows), take_rows(state.drift, rows)
+        wanted = (parked - 0.5) * take(state.fov_ang, rows).unsqueeze(1)
         path = wanted.unsqueeze(1) - 0.5 * (knots[:, 1:] + knots[:, :-1])  # (n, J, 2)
         current = torch.full_like(sample_s, config.current_pa)
-        beam = Beam(path, sample_s.unsqueeze(1).expand(-1, samples), state.density[rows], current)
+        beam = Beam(path, sample_s.unsqueeze(1).expand(-1, samples), take(state.density, rows), current)
         counts, used = self._live(dwell, beam, samples)
         if dwell.stop is not None:
             drift = drift_at(used, knots, before, drift)
@@ -310,8 +322,8 @@ class SheetMicroscope(Instrument):
             "electrons_per_sample": current * sample_s * ELECTRONS_PER_PC,
             **self._detector_calibration(electrons),
         }
-        areal = electrons * state.density[rows, 0]  # where the probe is brightest
-        data = {"place": parked, **({"trace": counts} if dwell.trace else {})}
+        areal = electrons * take(state.density[:, 0], rows)  # where the probe is brightest
+        data = {"place": parked.clone(), **({"trace": counts} if dwell.trace else {})}
         return Reading("Dwell", rows, seconds, electrons, areal, data, calibration)
 
     def _live(self, dwell: Dwell, beam: Beam, samples: int) -> tuple[Tensor, Tensor]:
@@ -321,34 +333,36 @@ class SheetMicroscope(Instrument):
         dwell, let it happen and draw the rest of the trace anew.
         """
         rows = dwell.rows
-        here = torch.arange(len(rows), device=self.device)
+        here = every_row(len(rows), self.device)
         begin = beginning(len(rows), self.device)
         counts = self._trace(rows, beam)
         used = torch.full_like(rows, samples)
         sheet, streams = self._now.sheet, self._streams
         while len(here):
-            event = self.kinetics.next_event(sheet, rows[here], take_rows(beam, here), begin, streams)
+            event = self.kinetics.next_event(sheet, take(rows, here), take_rows(beam, here), begin, streams)
             if dwell.stop is not None:
-                used[here] = samples_until(counts[here], dwell.stop)
-            comes = (event.kind != NOTHING) & (event.segment < used[here])
-            more = comes.nonzero().squeeze(1)
-            here, begin = here[more], take_rows(event, more)
+                write(used, here, samples_until(take(counts, here), dwell.stop))
+            more = rows_where((event.kind != NOTHING) & (event.segment < take(used, here)))
+            here, begin = take(here, more), take_rows(event, more)
             if len(here) == 0:
                 break
-            self._happen(rows[here], begin)
+            struck = take(rows, here)
+            self._happen(struck, begin)
             later = torch.arange(samples, device=self.device) > begin.segment.unsqueeze(1)
-            counts[here] = torch.where(later, self._trace(rows[here], take_rows(beam, here)), counts[here])
+            again = self._trace(struck, take_rows(beam, here))
+            write(counts, here, torch.where(later, again, take(counts, here)))
         return counts, used
 
     def _trace(self, rows: Tensor, beam: Beam) -> Tensor:
         """ADF counts (n, J): an even sheet of carbon, and on it the dopants as the probe sees them."""
         config, state, sheet = self.config, self._now, self._now.sheet
-        place, number = sheet.near.dopant_ang[rows], sheet.near.atomic_number[rows]  # (n, D, 2), (n, D)
-        cell = sheet.cell_ang[rows][:, None, None]
-        distance = nearest_image(beam.path_ang.unsqueeze(2) - place.unsqueeze(1), cell).norm(dim=-1)  # (n, J, D)
-        excess = (self._weight_ang2[number] - self._weight_ang2[CARBON]) * sheet.there[rows]
-        extra = (density_at(state.signal[rows], distance) * excess.unsqueeze(1)).sum(2)
-        fraction = _ATOMS_PER_ANG2 * self._weight_ang2[CARBON] + extra
+        place, number = take(sheet.near.dopant_ang, rows), take(sheet.near.atomic_number, rows)  # (n, D, 2), (n, D)
+        cell = take(sheet.cell_ang, rows).view(-1, 1, 1, 2)
+        away = nearest_image(beam.path_ang.unsqueeze(2) - place.unsqueeze(1), cell)
+        distance = torch.linalg.vector_norm(away, dim=-1)  # (n, J, D)
+        excess = self._excess_ang2[number] * take(sheet.there, rows)
+        extra = (density_at(take(state.signal, rows), distance) * excess.unsqueeze(1)).sum(2)
+        fraction = self._even_sheet + extra
         mean = expected_electrons(fraction, beam.current_pa, beam.part_s[:, 0], config.detector)
         return detect(mean, self._streams, rows, config.detector)
 
@@ -370,9 +384,9 @@ class SheetMicroscope(Instrument):
     def _pass_time(
         self, instruction: Instruction, seconds: Tensor, data: Mapping[str, Tensor] | None = None
     ) -> Reading:
-        moving = (seconds > 0.0).nonzero().squeeze(1)  # no time, no draw: whoever waits beside it
+        moving = rows_where(seconds > 0.0)  # no time, no draw: whoever waits beside it
         if len(moving):
-            rows, passed = instruction.rows[moving], seconds[moving]
+            rows, passed = take(instruction.rows, moving), take(seconds, moving)
             _, drift = self._advance(rows, passed.unsqueeze(1))
             self._spend(rows, passed, torch.zeros_like(passed), drift)
         return no_dose(instruction, seconds, data)
@@ -380,8 +394,8 @@ class SheetMicroscope(Instrument):
     def _spend(self, rows: Tensor, seconds: Tensor, electrons: Tensor, drift: DriftState) -> None:
         state = self._now
         write_rows(state.drift, rows, drift)
-        state.clock_s.index_add_(0, rows, seconds)
-        state.electrons.index_add_(0, rows, electrons.double())
+        write_sum(state.clock_s, rows, seconds)
+        write_sum(state.electrons, rows, electrons)
 
     def _detector_calibration(self, like: Tensor) -> dict[str, Tensor]:
         detector = self.config.detector

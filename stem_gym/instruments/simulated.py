@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stem_gym.core.batch import clone_rows, take_rows, write_rows
+from stem_gym.core.batch import clone_rows, rows_where, take, take_rows, write, write_rows, write_sum
 from stem_gym.core.config import parse
 from stem_gym.core.errors import InstructionError
 from stem_gym.core.instructions import (
@@ -230,20 +230,20 @@ class SimulatedMicroscope(Instrument):
         height, width = scan.shape
         seconds = frame_time_s(scan.shape, scan.dwell_s, config.detector.flyback_s) + config.overheads.scan_s
         knots, drift = self._advance(rows, (seconds / _FRAME_KNOTS).unsqueeze(1).expand(-1, _FRAME_KNOTS))
-        shift = state.beam_shift_ang.index_select(0, rows).unsqueeze(1) - displacement_of_rows(knots, height)
+        shift = take(state.beam_shift_ang, rows).unsqueeze(1) - displacement_of_rows(knots, height)
         places = raster(scan, drift.distortion, shift)
         x, y, shift = places.x_ang, places.y_ang, places.shift_ang
         if config.detector.line_jitter_ang > 0.0:
             shift = shift + line_jitter_ang(self._streams, rows, height, config.detector)
         corner_ang, size_ang = places.corner_ang, places.size_ang
-        cell, current = (whole.index_select(0, rows) for whole in (state.specimen.cell_ang, state.current_pa))
-        fraction = self._through_haze(imaging.scan_image(state.series.index_select(0, rows), cell, x, y, shift), rows)
+        cell, current = take(state.specimen.cell_ang, rows), take(state.current_pa, rows)
+        fraction = self._through_haze(imaging.scan_image(take(state.series, rows), cell, x, y, shift), rows)
         mean = expected_electrons(fraction, current, scan.dwell_s, config.detector)
         counts = detect(mean, self._streams, rows, config.detector)
         electrons = current * scan.dwell_s * (height * width * ELECTRONS_PER_PC)
-        state.fov_ang.index_copy_(0, rows, scan.fov_ang)
+        write(state.fov_ang, rows, scan.fov_ang)
         true_x, true_y = x + shift[:, :, 0].mean(1, keepdim=True), y + shift[:, :, 1]
-        state.dose_map.index_add_(0, rows, dose.frame_map(electrons, true_x, true_y, cell, self._bins))
+        write_sum(state.dose_map, rows, dose.frame_map(electrons, true_x, true_y, cell, self._bins))
         self._spend(rows, seconds, electrons, drift)
         if config.removal is not None:
             atoms = self._fragile_places(rows)
@@ -261,7 +261,7 @@ class SimulatedMicroscope(Instrument):
 
     def _park(self, park: Park) -> Reading:
         place = torch.stack((park.x, park.y), dim=-1)
-        self._now.place.index_copy_(0, park.rows, place)
+        write(self._now.place, park.rows, place)
         return self._pass_time(park, torch.full_like(park.x, self.config.overheads.park_s), {"place": place})
 
     def _dwell(self, dwell: Dwell) -> Reading:
@@ -269,12 +269,12 @@ class SimulatedMicroscope(Instrument):
         samples = samples_of(dwell, PATH_SAMPLES)
         sample_s = dwell.time_s / samples
         knots, drift = self._advance(rows, sample_s.unsqueeze(1).expand(-1, samples))
-        parked = state.place.index_select(0, rows)
-        wanted = (parked - 0.5) * state.fov_ang.index_select(0, rows).unsqueeze(1)
-        place = (drift.distortion * wanted.unsqueeze(1)).sum(2) + state.beam_shift_ang.index_select(0, rows)
+        parked = take(state.place, rows)
+        wanted = (parked - 0.5) * take(state.fov_ang, rows).unsqueeze(1)
+        place = (drift.distortion * wanted.unsqueeze(1)).sum(2) + take(state.beam_shift_ang, rows)
         path = place.unsqueeze(1) - 0.5 * (knots[:, 1:] + knots[:, :-1])  # (n, J, 2)
-        cell, current = (whole.index_select(0, rows) for whole in (state.specimen.cell_ang, state.current_pa))
-        fraction = self._through_haze(imaging.probe_signal(state.series.index_select(0, rows), cell, path), rows)
+        cell, current = take(state.specimen.cell_ang, rows), take(state.current_pa, rows)
+        fraction = self._through_haze(imaging.probe_signal(take(state.series, rows), cell, path), rows)
         counts = detect(
             expected_electrons(fraction, current, sample_s, config.detector), self._streams, rows, config.detector
         )
@@ -286,8 +286,8 @@ class SimulatedMicroscope(Instrument):
         seconds = sample_s * used
         electrons = current * seconds * ELECTRONS_PER_PC
         path = torch.gather(path, 1, spread_over(used, PATH_SAMPLES).unsqueeze(-1).expand(-1, -1, 2))
-        state.probe_path_ang.index_copy_(0, rows, path)
-        state.dose_map.index_add_(0, rows, dose.point_map(electrons, path, cell, self._bins))
+        write(state.probe_path_ang, rows, path)
+        write_sum(state.dose_map, rows, dose.point_map(electrons, path, cell, self._bins))
         self._spend(rows, seconds, electrons, drift)
         if config.removal is not None:
             atoms = self._fragile_places(rows)
@@ -299,7 +299,7 @@ class SimulatedMicroscope(Instrument):
             **self._detector_calibration(electrons),
         }
         mean_areal = electrons / (0.25 * torch.pi * self._probe_fwhm_ang**2)
-        data = {"place": parked, **({"trace": counts} if dwell.trace else {})}
+        data = {"place": parked.clone(), **({"trace": counts} if dwell.trace else {})}
         return Reading("Dwell", rows, seconds, electrons, mean_areal, data, calibration)
 
     def _move_stage(self, move: MoveStage) -> Reading:
@@ -340,9 +340,9 @@ class SimulatedMicroscope(Instrument):
     def _pass_time(
         self, instruction: Instruction, seconds: Tensor, data: Mapping[str, Tensor] | None = None
     ) -> Reading:
-        moving = (seconds > 0.0).nonzero().squeeze(1)  # no time, no draw: whoever waits beside it
+        moving = rows_where(seconds > 0.0)  # no time, no draw: whoever waits beside it
         if len(moving):
-            rows, passed = instruction.rows[moving], seconds[moving]
+            rows, passed = take(instruction.rows, moving), take(seconds, moving)
             _, drift = self._advance(rows, passed.unsqueeze(1))
             self._spend(rows, passed, torch.zeros_like(passed), drift)
         return no_dose(instruction, seconds, data)
@@ -350,20 +350,20 @@ class SimulatedMicroscope(Instrument):
     def _spend(self, rows: Tensor, seconds: Tensor, electrons: Tensor, drift: DriftState) -> None:
         state = self._now
         write_rows(state.drift, rows, drift)
-        state.clock_s.index_add_(0, rows, seconds)
-        state.electrons.index_add_(0, rows, electrons.double())
+        write_sum(state.clock_s, rows, seconds)
+        write_sum(state.electrons, rows, electrons)
 
     def _through_haze(self, fraction: Tensor, rows: Tensor) -> Tensor:
         """The collected fraction (n, …) with what the contamination adds that the dose so far has gathered."""
         if self.config.contamination_per_dose == 0.0:
             return fraction
-        cell = self._now.specimen.cell_ang[rows]
-        haze = self.config.contamination_per_dose * self._now.electrons[rows].float() / cell.prod(1)
+        cell = take(self._now.specimen.cell_ang, rows)
+        haze = self.config.contamination_per_dose * take(self._now.electrons, rows).float() / cell.prod(1)
         return fraction + haze.reshape(-1, *(1,) * (fraction.dim() - 1))
 
     def _fragile_places(self, rows: Tensor) -> Tensor:
-        site = self._now.fragile.site[rows]
-        return torch.gather(self._now.specimen.xy_ang[rows], 1, site.unsqueeze(-1).expand(-1, -1, 2))
+        site = take(self._now.fragile.site, rows)
+        return torch.gather(take(self._now.specimen.xy_ang, rows), 1, site.unsqueeze(-1).expand(-1, -1, 2))
 
     def _remove(self, model: removal.RemovalModel, rows: Tensor, dose_e_per_ang2: Tensor) -> None:
         """Take away the atoms that the dose (n, V) removes, from the specimen and from its image."""
@@ -375,10 +375,10 @@ class SimulatedMicroscope(Instrument):
         sigma = specimen.thermal_sigma_ang.gather(1, fragile.site)
         place = self._fragile_places(rows)
         change = -imaging.scatterer_coefficients(specimen.cell_ang, place, weight, sigma, self.harmonics)
-        state.structure[rows] += change
-        state.series[rows] += imaging.real_series(change * state.transfer[rows])
+        write_sum(state.structure, rows, change)
+        write_sum(state.series, rows, imaging.real_series(change * take(state.transfer, rows)))
         kept = specimen.present.scatter(1, fragile.site, specimen.present.gather(1, fragile.site) & ~lost)
-        state.specimen.present[rows] = kept
+        write(state.specimen.present, rows, kept)
 
     def _detector_calibration(self, like: Tensor) -> dict[str, Tensor]:
         detector = self.config.detector

@@ -42,9 +42,8 @@ def expected_electrons(fraction: Tensor, current_pa: Tensor, dwell_s: Tensor, de
     """Expected electrons on the detector (B, …): collected fraction (B, …), current (B,) and time (B,) per reading."""
     shape = (-1,) + (1,) * (fraction.ndim - 1)
     dwell = dwell_s.reshape(shape)
-    return fraction.clamp(min=0.0) * (current_pa.reshape(shape) * dwell * ELECTRONS_PER_PC) + (
-        detector.dark_electrons_per_s * dwell
-    )
+    collected = fraction.clamp(min=0.0) * (current_pa.reshape(shape) * dwell * ELECTRONS_PER_PC)
+    return collected + detector.dark_electrons_per_s * dwell if detector.dark_electrons_per_s else collected
 
 
 def detect(expected: Tensor, streams: CountingRows, rows: Tensor, detector: DetectorModel) -> Tensor:

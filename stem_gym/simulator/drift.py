@@ -95,7 +95,8 @@ def advance(
     on a CPU numpy computes it, which starts these many small operations several times faster.
     """
     noise = streams.normal(rows, (dt_s.shape[1], 3, 2))
-    given = (state.position_ang, state.velocity_ang_per_s, state.creep_ang, dt_s, noise)
+    step_s = dt_s[:, :1] if dt_s.stride(1) == 0 else dt_s  # one number expanded to even steps is worked on once
+    given = (state.position_ang, state.velocity_ang_per_s, state.creep_ang, dt_s, step_s, noise)
     if dt_s.device.type != "cpu":
         path, position, velocity, creep = _walk(model, given, torch)
     else:
@@ -107,11 +108,12 @@ def advance(
 def _walk(model: DriftModel, given: tuple[Any, ...], xp: Any) -> tuple[Any, Any, Any, Any]:
     """Displacements (B, J, 2), and position, velocity and creep (B, 2) at the end, in the arrays of `xp`.
 
-    `given` are position, velocity and creep (B, 2) before, the steps (B, J) in s, and normals (B, J, 3, 2).
+    `given` are position, velocity and creep (B, 2) before, the steps (B, J) in s, the same as (B, 1) where they are
+    even, and normals (B, J, 3, 2).
     """
-    position, velocity, creep, dt_s, noise = given
+    position, velocity, creep, dt_s, step_s, noise = given
     tau = model.correlation_s
-    scaled = (dt_s / tau)[..., None]  # (B, J, 1)
+    scaled = (step_s / tau)[..., None]  # (B, J, 1) or (B, 1, 1)
     gone = -xp.expm1(-scaled)
     # Exact covariance of an integrated Ornstein-Uhlenbeck step, for a velocity of variance s2 on each axis.
     velocity_variance = -xp.expm1(-2.0 * scaled)
@@ -124,7 +126,7 @@ def _walk(model: DriftModel, given: tuple[Any, ...], xp: Any) -> tuple[Any, Any,
     velocities = _velocities(velocity, elapsed / tau, kick, xp)  # (B, J + 1, 2)
     stride = velocities[:, :-1] * gone * tau + wander
     if model.diffusion_ang2_per_s > 0.0:
-        stride = stride + xp.sqrt(2.0 * model.diffusion_ang2_per_s * dt_s)[..., None] * noise[:, :, 2]
+        stride = stride + xp.sqrt(2.0 * model.diffusion_ang2_per_s * step_s)[..., None] * noise[:, :, 2]
     places = position[:, None] + xp.cumsum(stride, 1)
     creeps = creep[:, None] * xp.exp(-elapsed[..., None] / model.settling_s)
     return places - creeps, places[:, -1], velocities[:, -1], creeps[:, -1]

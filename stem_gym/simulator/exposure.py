@@ -58,9 +58,17 @@ def raster(scan: Scan, distortion: Tensor, shift_ang: Tensor) -> Raster:
 
 def straight(knots: Tensor, parts: int) -> Tensor:
     """Places (n, parts + 1, 2) at the ends of even parts of the time that knots (n, J + 1, 2) are spread over."""
-    at = torch.arange(parts + 1, device=knots.device) * ((knots.shape[1] - 1) / parts)
-    left = at.long().clamp(max=knots.shape[1] - 2)
-    return torch.lerp(knots[:, left], knots[:, left + 1], (at - left)[:, None])
+    left, right, share = _share_of_ends(knots.shape[1], parts, knots.device)
+    return torch.lerp(knots.index_select(1, left), knots.index_select(1, right), share)
+
+
+@functools.cache
+@torch.inference_mode(False)
+def _share_of_ends(knots: int, parts: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The knots before and after the ends of even parts, (parts + 1,), and how far (parts + 1, 1) they are between."""
+    at = torch.arange(parts + 1, device=device) * ((knots - 1) / parts)
+    left = at.long().clamp(max=knots - 2)
+    return left, left + 1, (at - left)[:, None]
 
 
 def samples_of(dwell: Dwell, least: int) -> int:

@@ -51,22 +51,24 @@ class Finder(Config):
         Sorted along x; NaN for what is not there, not in the frame, or missed.
         """
         n, slots = there.shape
-        blur = (self.reference_dose / view.dose_e_per_ang2).sqrt()[:, None, None]
+        blur = (self.reference_dose / view.dose_e_per_ang2).sqrt().view(-1, 1, 1)
         noise = streams.normal(rows, (slots + slots * 3 + 1, 2))
         place = nearest_image(near.dopant_ang + view.offset_ang.unsqueeze(1), view.cell_ang.unsqueeze(1))
-        place = (place + self.position_sd_ang * blur * noise[:, :slots]) / view.fov_ang[:, None, None] + 0.5
+        place = (place + self.position_sd_ang * blur * noise[:, :slots]) / view.fov_ang.view(-1, 1, 1) + 0.5
         corner, size = view.region.unsqueeze(1).split(2, dim=2)
         if self.missed > 0.0 or self.spurious > 0.0:
             uniform = streams.uniform(rows, (slots, 4))
             place = torch.where(uniform[..., :1] < self.spurious, corner + size * uniform[..., 2:], place)
-            place = torch.where(uniform[..., 1:2] < self.missed, torch.nan, place)
+            place = place.masked_fill(uniform[..., 1:2] < self.missed, torch.nan)
         seen = ((place >= corner) & (place <= corner + size)).all(-1) & there
-        place = torch.where(seen.unsqueeze(-1), place, torch.nan)
+        unseen = ~seen.unsqueeze(-1)
+        place = place.masked_fill(unseen, torch.nan)
         bond_noise = noise[:, slots:-1].reshape(n, slots, 3, 2)
         bond = near.bond_ang + self.bond_sd_ang * blur.unsqueeze(-1) * bond_noise
-        bond = torch.where(seen[:, :, None, None], bond, torch.nan)
-        order = place[..., 0].nan_to_num(nan=9.0).argsort(dim=1)
-        place = place.gather(1, order.unsqueeze(-1).expand(-1, -1, 2))
-        bond = bond.gather(1, order[..., None, None].expand(-1, -1, 3, 2))
+        bond = bond.masked_fill(unseen.unsqueeze(-1), torch.nan)
+        if slots > 1:
+            order = place[..., 0].nan_to_num(nan=9.0).argsort(dim=1)
+            place = place.gather(1, order.unsqueeze(-1).expand(-1, -1, 2))
+            bond = bond.gather(1, order[..., None, None].expand(-1, -1, 3, 2))
         shift = view.offset_ang - view.seen_ang + self.shift_sd_ang * blur[:, 0] * noise[:, -1]
         return {"atoms": place, "bonds_ang": bond, "shift_ang": shift}

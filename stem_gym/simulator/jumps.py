@@ -66,8 +66,8 @@ class CrossSectionJumps(Config):
 
     def rates(self, parameters: Tensor, aim: Aim, cross_section_barn: Tensor) -> Tensor:
         """Jumps per second (n, S, D, 3); cross sections (n, D)."""
-        flux = aim.density_per_ang2 * aim.electrons_per_s[:, None, None, None]
-        return flux * (ANG2_PER_BARN * cross_section_barn)[:, None, :, None]
+        flux = aim.density_per_ang2 * aim.electrons_per_s.view(-1, 1, 1, 1)
+        return flux * (ANG2_PER_BARN * cross_section_barn).unsqueeze(1).unsqueeze(3)
 
     def frame_jumps(self, parameters: Tensor, dose_e_per_ang2: Tensor, aim: FrameAim) -> Tensor:
         """Expected jumps (n, D) to each neighbour during a frame of this dose (n,)."""

@@ -13,12 +13,13 @@ its rate and accepted by the true one, which costs nothing where it is rare.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
-from stem_gym.core.batch import take_rows
+from stem_gym.core.batch import changed, every_row, put, rows_where, take, take_rows
 from stem_gym.core.elements import atomic_number_of
 from stem_gym.core.errors import ConfigError
 from stem_gym.core.periodic import nearest_image
@@ -89,6 +90,10 @@ class Kinetics:
             atomic_number_of(symbol)
         self._number = torch.tensor([atomic_number_of(element) for element in elements], device=device)
         self._barn = torch.tensor([self._sections(element, energy_kev) for element in elements], device=device)
+        pristine = self.sections.pristine_barn
+        self._worst = torch.tensor(
+            [pristine, max(self.sections.edge_barn, pristine)], device=device
+        )  # without, with edge
         self._silicon_barn = torch.tensor(self._sections("Si", energy_kev), device=device)
 
     def _sections(self, element: str, energy_kev: float) -> list[list[float]]:
@@ -144,7 +149,7 @@ class Kinetics:
             edged=missing.any(1),
             near=nothing,
         )
-        return replace(sheet, near=look(sheet, torch.arange(n, device=self.device)))
+        return changed(sheet, near=look(sheet, every_row(n, self.device)))
 
     def next_event(self, sheet: Sheet, rows: Tensor, beam: Beam, begin: Event, streams: Streams) -> Event:
         """The first event of `rows` (n,) in a dwell after the moment of the event `begin`."""
@@ -172,13 +177,14 @@ class Kinetics:
         count = each.shape[1]
         uniform = streams.uniform(rows, (count + 4,))
         hit = uniform[:, :count] < -torch.expm1(-each.sum(-1))
-        when = torch.where(hit & (when.flatten(1) > after.unsqueeze(1)), when.flatten(1), math.inf)
+        when = when.flatten(1)
+        when = when.masked_fill(~(hit & (when > after.unsqueeze(1))), math.inf)
         first, place = when.min(1)
         rest = self._rest_in_frame(sheet, rows, frame)  # (n, 3) knock-out, healing, capture
         wait = after.clamp(min=0.0) - torch.log(uniform[:, count]) / rest.sum(1).clamp(min=1e-30)
         rest_first = (wait < first) & (wait < 1.0)
-        near = each.gather(1, place[:, None, None].expand(-1, 1, BESIDE)).squeeze(1)
-        kind = torch.where(first.isfinite(), _pick(near, uniform[:, count + 1]), NOTHING)
+        near = each[every_row(len(rows), rows.device), place]
+        kind = _pick(near, uniform[:, count + 1]).masked_fill(first == math.inf, NOTHING)
         kind = torch.where(rest_first, KNOCK_OUT + _pick(rest, uniform[:, count + 2]), kind)
         zero = torch.zeros_like(kind)
         event = Event(kind, place // 3, place % 3, zero, zero, zero.float())
@@ -189,32 +195,32 @@ class Kinetics:
         apply(sheet, rows, event, self._silicon_barn)
 
     def _beside_in_dwell(self, sheet: Sheet, rows: Tensor, beam: Beam) -> Tensor:
-        near, cell = take_rows(sheet.near, rows), sheet.cell_ang[rows]
-        away = nearest_image(beam.path_ang.unsqueeze(2) - near.dopant_ang.unsqueeze(1), cell[:, None, None])
-        distance = (away.unsqueeze(3) - near.bond_ang.unsqueeze(1)).norm(dim=-1)  # (n, S, D, 3)
+        near, cell = take_rows(sheet.near, rows), take(sheet.cell_ang, rows)
+        away = nearest_image(beam.path_ang.unsqueeze(2) - near.dopant_ang.unsqueeze(1), cell.view(-1, 1, 1, 2))
+        distance = vector_norm(away.unsqueeze(3) - near.bond_ang.unsqueeze(1), dim=-1)  # (n, S, D, 3)
         density = density_at(beam.density, distance)
         per_second = beam.current_pa * ELECTRONS_PER_PC
         aim = Aim(away, near.bond_ang, density, per_second, beam.current_pa)
-        flux = ANG2_PER_BARN * density * per_second[:, None, None, None]
-        barn = near.barn[:, None, :, None]  # (n, 1, D, 1, 5)
-        jumps = self.model.jumps.rates(sheet.law[rows], aim, near.barn[..., EXCHANGE])
+        flux = ANG2_PER_BARN * density * per_second.view(-1, 1, 1, 1)
+        barn = near.barn.unsqueeze(1).unsqueeze(3)  # (n, 1, D, 1, 5)
+        jumps = self.model.jumps.rates(take(sheet.law, rows), aim, near.barn[..., EXCHANGE])
         events = torch.cat((jumps.unsqueeze(-1), flux.unsqueeze(-1) * barn[..., 1:]), dim=-1)
-        return events * near.allowed.unsqueeze(1) * beam.part_s[:, :, None, None, None]
+        return events * near.allowed.unsqueeze(1) * beam.part_s.view(*beam.part_s.shape, 1, 1, 1)
 
     def _beside_in_frame(self, sheet: Sheet, rows: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
-        near, cell = take_rows(sheet.near, rows), sheet.cell_ang[rows][:, None, None]
+        near, cell = take_rows(sheet.near, rows), take(sheet.cell_ang, rows).view(-1, 1, 1, 2)
         place = near.dopant_ang.unsqueeze(2) + near.bond_ang  # (n, D, 3, 2)
-        part = nearest_image(place - frame.centre_ang[:, None, None], cell) / frame.size_ang[:, None, None] + 0.5
+        part = nearest_image(place - frame.centre_ang.view(-1, 1, 1, 2), cell) / frame.size_ang.view(-1, 1, 1, 2) + 0.5
         inside = ((part >= 0.0) & (part < 1.0)).all(-1, keepdim=True)
         aim = FrameAim(near.barn[..., EXCHANGE], frame.beam_s, frame.size_ang.prod(1), frame.current_pa)
-        jumps = self.model.jumps.frame_jumps(sheet.law[rows], frame.dose_e_per_ang2, aim)[:, :, None, None]
-        others = ANG2_PER_BARN * near.barn[:, :, None, 1:] * frame.dose_e_per_ang2[:, None, None, None]
-        return torch.cat((jumps, others), dim=-1) * near.allowed * inside, part[..., 1]
+        jumps = self.model.jumps.frame_jumps(take(sheet.law, rows), frame.dose_e_per_ang2, aim)
+        others = ANG2_PER_BARN * near.barn[..., 1:].unsqueeze(2) * frame.dose_e_per_ang2.view(-1, 1, 1, 1)
+        events = torch.cat((jumps.view(*jumps.shape, 1, 1), others), dim=-1)
+        return events * near.allowed * inside, part[..., 1]
 
     def _worst_barn(self, sheet: Sheet, rows: Tensor) -> Tensor:
         """(n,) the largest cross section of a carbon away from dopants; that of an edge only where there is one."""
-        edge, pristine = self.sections.edge_barn, self.sections.pristine_barn
-        return torch.where(sheet.edged[rows], max(edge, pristine), pristine)
+        return self._worst[take(sheet.edged, rows).long()]
 
     def _knock_out_bound(self, sheet: Sheet, rows: Tensor, beam: Beam) -> Tensor:
         flux = self._bound * beam.current_pa * ELECTRONS_PER_PC
@@ -226,26 +232,27 @@ class Kinetics:
 
     def _thermal(self, sheet: Sheet, rows: Tensor) -> Tensor:
         """(n, 2) healing and capture per second; capture needs a free slot."""
-        vacancies = sheet.open[rows].sum(1)
-        room = (~sheet.there[rows]).any(1)
+        vacancies = take(sheet.open, rows).sum(1)
+        room = (~take(sheet.there, rows)).any(1)
         return torch.stack((self.model.healing_per_s * vacancies, self.model.capture_per_s * vacancies * room), dim=1)
 
     def _settle(self, sheet: Sheet, rows: Tensor, event: Event, uniform: Tensor, where: Beam | Frame) -> Event:
         """The event with its site; a candidate for a knock-out becomes REFUSED where the true rate does not take it."""
         kind, site = event.kind, event.site
-        away = (kind >= KNOCK_OUT).nonzero().squeeze(1)
+        away = rows_where(kind >= KNOCK_OUT)
         if len(away) == 0:
             return event
-        row, chance = rows[away], uniform[away]
-        filled, _ = _nth_true(sheet.open[row], chance)
-        place = sheet.vacancy[row].gather(1, filled.unsqueeze(1)).squeeze(1)
+        row, chance = take(rows, away), take(uniform, away)
+        filled, _ = _nth_true(take(sheet.open, row), chance)
+        place = take(sheet.vacancy, row).gather(1, filled.unsqueeze(1)).squeeze(1)
         struck, accepted = self._struck(sheet, row, chance, take_rows(where, away), event, away)
-        out = kind[away] == KNOCK_OUT
-        new_kind = torch.where(out & ~accepted, REFUSED, kind[away])
-        return replace(
+        asked = take(kind, away)
+        out = asked == KNOCK_OUT
+        new_kind = torch.where(out & ~accepted, REFUSED, asked)
+        return changed(
             event,
-            kind=kind.index_copy(0, away, new_kind),
-            site=site.index_copy(0, away, torch.where(out, struck, place)),
+            kind=put(kind, away, new_kind),
+            site=put(site, away, torch.where(out, struck, place)),
         )
 
     def _struck(
@@ -253,14 +260,14 @@ class Kinetics:
     ) -> tuple[Tensor, Tensor]:
         """Which carbon (m,) a candidate knocks out, and whether it does: its true rate over the bound."""
         barn = self._barn_of_atoms(sheet, row)  # (m, K)
-        cell = sheet.cell_ang[row].unsqueeze(1)
+        cell = take(sheet.cell_ang, row).unsqueeze(1)
         if isinstance(where, Frame):
-            part = nearest_image(sheet.xy_ang[row] - where.centre_ang.unsqueeze(1), cell)
+            part = nearest_image(take(sheet.xy_ang, row) - where.centre_ang.unsqueeze(1), cell)
             share = (part.abs() <= 0.5 * where.size_ang.unsqueeze(1)).all(-1) / barn.shape[1]
         else:
-            segment = event.segment[away]
+            segment = take(event.segment, away)
             beam = where.path_ang.gather(1, segment[:, None, None].expand(-1, 1, 2))
-            distance = nearest_image(sheet.xy_ang[row] - beam, cell).norm(dim=-1)
+            distance = nearest_image(take(sheet.xy_ang, row) - beam, cell).norm(dim=-1)
             share = density_at(where.density, distance) / self._bound
         reached = torch.cumsum(share * barn, dim=1) / self._worst_barn(sheet, row).unsqueeze(1).clamp(min=1e-30)
         index = (reached <= chance.unsqueeze(1)).sum(1)
@@ -268,7 +275,11 @@ class Kinetics:
 
     def _barn_of_atoms(self, sheet: Sheet, row: Tensor) -> Tensor:
         """Knock-on cross sections (m, K) of carbon that has no dopant beside it; zero for all else."""
-        number, present, neighbours = sheet.atomic_number[row], sheet.present[row], sheet.neighbours[row]
+        number, present, neighbours = (
+            take(sheet.atomic_number, row),
+            take(sheet.present, row),
+            take(sheet.neighbours, row),
+        )
         batch, sites = number.shape
         around = neighbours.flatten(1)
         there = present.gather(1, around).reshape(batch, sites, 3)
@@ -284,17 +295,17 @@ def _first(parts: Tensor, begin: Event, left: Tensor, uniform: Tensor) -> Event:
     threshold = -torch.log(uniform[:, 0])
     comes = reached[:, -1] > threshold
     segment = (reached <= threshold.unsqueeze(1)).sum(1).clamp(max=parts.shape[1] - 1)
-    here = parts.gather(1, segment[:, None, None].expand(-1, 1, parts.shape[2])).squeeze(1)  # (n, E)
+    here = parts[every_row(len(segment), segment.device), segment]  # (n, E)
     done = reached.gather(1, segment.unsqueeze(1)).squeeze(1)
     within = 1.0 - (done - threshold) / here.sum(1).clamp(min=1e-30)
-    start = torch.where(segment == begin.segment, begin.share, 0.0)
+    start = begin.share.masked_fill(segment != begin.segment, 0.0)
     share = (start + left.gather(1, segment.unsqueeze(1)).squeeze(1) * within).clamp(0.0, 1.0)
     index = _pick(here, uniform[:, 1])
     beside_count = here.shape[1] - 3
     kind = torch.where(index < beside_count, index % BESIDE, index - beside_count + KNOCK_OUT)
     place = (index // BESIDE).clamp(max=beside_count // BESIDE - 1)
     zero = torch.zeros_like(segment)
-    return Event(torch.where(comes, kind, NOTHING), place // 3, place % 3, zero, segment, share)
+    return Event(kind.masked_fill(~comes, NOTHING), place // 3, place % 3, zero, segment, share)
 
 
 def _pick(weights: Tensor, uniform: Tensor) -> Tensor:

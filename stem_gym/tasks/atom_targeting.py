@@ -6,7 +6,7 @@ This file is longer than 400 lines because a task is one file: its settings, its
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -15,10 +15,11 @@ from gymnasium import spaces
 from pydantic import Field
 from torch import Tensor
 
+from stem_gym.core.batch import add, changed, put, rows_where, take
 from stem_gym.core.config import Config
 from stem_gym.core.elements import atomic_number_of
 from stem_gym.core.errors import ConfigError
-from stem_gym.core.instructions import FULL_FRAME, Dwell, Instruction, Park, Reading, Scan
+from stem_gym.core.instructions import Dwell, Instruction, Park, Reading, Scan, full_frames
 from stem_gym.core.periodic import nearest_image
 from stem_gym.core.task import Marks, Needs, Observation, Score, Task
 
@@ -174,7 +175,7 @@ class AtomTargeting(Task[State]):
         size = self.config.pixels
         return State(
             image=torch.zeros(rows, size, size, dtype=torch.uint8, device=device),
-            region=torch.tensor(FULL_FRAME, device=device).repeat(rows, 1),
+            region=full_frames(rows, device),
             frame_s=zero,
             pixel_dwell_s=zero,
             clock_s=zero,
@@ -203,13 +204,13 @@ class AtomTargeting(Task[State]):
         """One full frame."""
         config = self.config
         dwell_s = (config.pixel_dwell_min_s * config.pixel_dwell_max_s) ** 0.5
-        region = torch.tensor(FULL_FRAME, device=rows.device).repeat(len(rows), 1)
+        region = full_frames(len(rows), rows.device)
         return [self._scan(rows, region, torch.full((len(rows),), dwell_s, device=rows.device))]
 
     def plan(self, state: State, action: Tensor, rows: Tensor) -> Sequence[Instruction]:
         """Scans for some rows, park and dwell for the others."""
         config = self.config
-        action = action.index_select(0, rows)
+        action = take(action, rows)
         scans = action[:, 0] >= 0.0
         part = (0.5 * (action[:, 1:] + 1.0)).clamp(0.0, 1.0)  # (n, 4) x, y, size, time; rounding beyond the ends is cut
         place = part[:, :2]
@@ -219,14 +220,14 @@ class AtomTargeting(Task[State]):
         region = torch.cat((corner, side), dim=1)
         pixel_s = _between(config.pixel_dwell_min_s, config.pixel_dwell_max_s, part[:, 3])
         dwell_s = _between(config.dwell_min_s, config.dwell_max_s, part[:, 3])
-        frames, stays = scans.nonzero().squeeze(1), (~scans).nonzero().squeeze(1)
+        frames, stays = rows_where(scans), rows_where(~scans)
         instructions: list[Instruction] = []
         if len(frames):
-            instructions.append(self._scan(rows[frames], region[frames], pixel_s[frames]))
+            instructions.append(self._scan(*(take(part, frames) for part in (rows, region, pixel_s))))
         if len(stays):
-            parked = rows[stays]
-            instructions.append(Park(parked, *place.index_select(0, stays).unbind(1)))
-            instructions.append(Dwell(parked, dwell_s[stays], trace=TRACE_SAMPLES))
+            parked = take(rows, stays)
+            instructions.append(Park(parked, *take(place, stays).unbind(1)))
+            instructions.append(Dwell(parked, take(dwell_s, stays), trace=TRACE_SAMPLES))
         return instructions
 
     def observe(self, state: State, readings: Sequence[Reading]) -> tuple[State, Observation]:
@@ -234,13 +235,13 @@ class AtomTargeting(Task[State]):
         clock_s, electrons = state.clock_s, state.electrons
         changes: dict[str, Tensor] = {}
         for reading in readings:
-            clock_s = clock_s.index_add(0, reading.rows, reading.seconds)
-            electrons = electrons.index_add(0, reading.rows, reading.electrons)
+            clock_s = add(clock_s, reading.rows, reading.seconds)
+            electrons = add(electrons, reading.rows, reading.electrons)
             if reading.verb == "Scan":
                 changes |= self._see_frame(state, reading, clock_s)
             elif reading.verb == "Dwell":
                 changes |= self._see_dwell(state, reading, clock_s)
-        state = replace(state, clock_s=clock_s, electrons=electrons, **changes)
+        state = changed(state, clock_s=clock_s, electrons=electrons, **changes)
         return state, self._observation(state)
 
     def score(self, state: State, readings: Sequence[Reading], truth: Mapping[str, Tensor]) -> tuple[State, Score]:
@@ -254,7 +255,7 @@ class AtomTargeting(Task[State]):
         gains = torch.stack((state.seen_useful - seen_before, state.useful - true_before))
         terms = self._terms(gains, spent, seconds)
         reward_seen, reward_true = torch.stack(tuple(terms.values())).sum(0).unbind(0)
-        state = replace(
+        state = changed(
             state,
             seen_before=state.seen_useful,
             score_perceived=state.score_perceived + reward_seen,
@@ -303,10 +304,10 @@ class AtomTargeting(Task[State]):
         fraction = _fraction(reading.data["images"][:, 0], calibration, "electrons_per_pixel")
         image = (fraction * (255.0 / self.config.image_full_scale)).round().clamp(0.0, 255.0).to(torch.uint8)
         return {
-            "image": state.image.index_copy(0, rows, image),
-            "region": state.region.index_copy(0, rows, calibration["region"]),
-            "frame_s": state.frame_s.index_copy(0, rows, clock_s.index_select(0, rows)),
-            "pixel_dwell_s": state.pixel_dwell_s.index_copy(0, rows, calibration["pixel_dwell_s"]),
+            "image": put(state.image, rows, image),
+            "region": put(state.region, rows, calibration["region"]),
+            "frame_s": put(state.frame_s, rows, take(clock_s, rows)),
+            "pixel_dwell_s": put(state.pixel_dwell_s, rows, calibration["pixel_dwell_s"]),
         }
 
     def _see_dwell(self, state: State, reading: Reading, clock_s: Tensor) -> dict[str, Tensor]:
@@ -320,18 +321,18 @@ class AtomTargeting(Task[State]):
         ) / (4.0 * config.accepted_fraction)
         zero = torch.zeros_like(reading.seconds)
         trace = torch.cat((signal, torch.stack((reading.seconds / config.dwell_max_s, zero), dim=1)), dim=1)
-        before = state.site_electrons.index_select(0, rows)
-        site, electrons = self._credit(state.site.index_select(0, rows), before, place, accepted)
+        before = take(state.site_electrons, rows)
+        site, electrons = self._credit(take(state.site, rows), before, place, accepted)
         gain = electrons.clamp(max=config.wanted_electrons) - before.clamp(max=config.wanted_electrons)
-        marks = torch.cat((state.dwell_places[rows, 1:], place.unsqueeze(1)), dim=1)
+        marks = torch.cat((take(state.dwell_places, rows)[:, 1:], place.unsqueeze(1)), dim=1)
         return {
-            "place": state.place.index_copy(0, rows, place),
-            "trace": state.trace.index_copy(0, rows, trace),
-            "dwelled_s": state.dwelled_s.index_copy(0, rows, clock_s.index_select(0, rows)),
-            "site": state.site.index_copy(0, rows, site),
-            "site_electrons": state.site_electrons.index_copy(0, rows, electrons),
-            "dwell_places": state.dwell_places.index_copy(0, rows, marks),
-            "seen_useful": state.seen_useful.index_add(0, rows, gain.sum(1)),
+            "place": put(state.place, rows, place),
+            "trace": put(state.trace, rows, trace),
+            "dwelled_s": put(state.dwelled_s, rows, take(clock_s, rows)),
+            "site": put(state.site, rows, site),
+            "site_electrons": put(state.site_electrons, rows, electrons),
+            "dwell_places": put(state.dwell_places, rows, marks),
+            "seen_useful": add(state.seen_useful, rows, gain.sum(1)),
         }
 
     def _credit(self, site: Tensor, electrons: Tensor, place: Tensor, accepted: Tensor) -> tuple[Tensor, Tensor]:
@@ -390,7 +391,7 @@ class AtomTargeting(Task[State]):
         order = torch.nn.functional.pad(torch.where(candidate, -away, -_FAR_ANG), short, value=-_FAR_ANG)
         rank, index = order.topk(self.config.targets, dim=1)
         fresh = ~state.known.unsqueeze(1)
-        return replace(
+        return changed(
             state,
             target=torch.where(fresh, index.clamp(max=away.shape[1] - 1), state.target),
             is_target=torch.where(fresh, rank > -_FAR_ANG, state.is_target),
@@ -407,19 +408,19 @@ class AtomTargeting(Task[State]):
             if reading.verb != "Dwell":
                 continue
             rows = reading.rows
-            atom = _gather(truth["atom_xy_ang"].index_select(0, rows), state.target.index_select(0, rows))  # (n, N, 2)
-            delta = truth["probe_path_ang"].index_select(0, rows).unsqueeze(1) - atom.unsqueeze(2)
-            cell = truth["cell_ang"].index_select(0, rows)[:, None, None]
+            atom = _gather(take(truth["atom_xy_ang"], rows), take(state.target, rows))  # (n, N, 2)
+            delta = take(truth["probe_path_ang"], rows).unsqueeze(1) - atom.unsqueeze(2)
+            cell = take(truth["cell_ang"], rows)[:, None, None]
             square = nearest_image(delta, cell).square().sum(-1)  # (n, N, P)
-            square = torch.where(state.is_target.index_select(0, rows).unsqueeze(-1), square, _FAR_ANG)
-            near = (square < self.config.radius_ang**2) & present.index_select(0, rows).unsqueeze(-1)
-            here = delivered.index_select(0, rows) + near.float().mean(2) * reading.electrons.unsqueeze(1)
+            square = torch.where(take(state.is_target, rows).unsqueeze(-1), square, _FAR_ANG)
+            near = (square < self.config.radius_ang**2) & take(present, rows).unsqueeze(-1)
+            here = take(delivered, rows) + near.float().mean(2) * reading.electrons.unsqueeze(1)
             within = here.clamp(max=wanted).sum(1)
-            delivered = delivered.index_copy(0, rows, here)
-            useful = useful.index_copy(0, rows, within)
-            squared_error_ang2 = squared_error_ang2.index_add(0, rows, square.mean(2).amin(1))
-            dwells = dwells.index_add(0, rows, torch.ones_like(within))
-        return replace(
+            delivered = put(delivered, rows, here)
+            useful = put(useful, rows, within)
+            squared_error_ang2 = add(squared_error_ang2, rows, square.mean(2).amin(1))
+            dwells = add(dwells, rows, torch.ones_like(within))
+        return changed(
             state,
             delivered=delivered,
             useful=useful,
@@ -480,6 +481,6 @@ def _spent(readings: Sequence[Reading], state: State) -> tuple[Tensor, Tensor]:
     """Electrons and seconds of the step, each (B,)."""
     electrons, seconds = torch.zeros_like(state.clock_s), torch.zeros_like(state.clock_s)
     for reading in readings:
-        electrons = electrons.index_add(0, reading.rows, reading.electrons)
-        seconds = seconds.index_add(0, reading.rows, reading.seconds)
+        electrons = add(electrons, reading.rows, reading.electrons)
+        seconds = add(seconds, reading.rows, reading.seconds)
     return electrons, seconds

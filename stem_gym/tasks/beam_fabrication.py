@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -15,11 +15,12 @@ import torch
 from gymnasium import spaces
 from pydantic import Field
 from torch import Tensor
+from torch.linalg import vector_norm
 
-from stem_gym.core.batch import put_rows, take_rows
+from stem_gym.core.batch import add, changed, every_row, put, put_rows, rows_where, take, take_rows
 from stem_gym.core.config import Config
 from stem_gym.core.errors import ConfigError
-from stem_gym.core.instructions import ATOMS, FULL_FRAME, Dwell, Instruction, Park, Reading, Scan, TraceRule
+from stem_gym.core.instructions import ATOMS, Dwell, Instruction, Park, Reading, Scan, TraceRule, full_frames
 from stem_gym.core.periodic import nearest_image
 from stem_gym.core.task import Marks, Needs, Observation, Score, Task
 
@@ -233,7 +234,7 @@ class BeamFabrication(Task[State]):
 
     def take_chance(self, state: State, chance: Tensor) -> State:
         """The uniform (n, 1) that will draw the goal."""
-        return replace(state, chance=chance)
+        return changed(state, chance=chance)
 
     def opening(self, state: State, rows: Tensor) -> Sequence[Instruction]:
         """One full frame."""
@@ -242,7 +243,7 @@ class BeamFabrication(Task[State]):
     def plan(self, state: State, action: Tensor, rows: Tensor) -> Sequence[Instruction]:
         """Park and dwell beside the followed atom; then a frame, where it is wanted."""
         config = self.config
-        mine, action = take_rows(state, rows), action.index_select(0, rows)
+        mine, action = take_rows(state, rows), take(action, rows)
         followed, _ = self._follow(mine)
         offset, dwell_s, wanted = self._meaning(action, _of(mine.bond_ang, followed))
         lead_s = (mine.clock_s - mine.frame_s + 0.5 * dwell_s).unsqueeze(1)
@@ -252,21 +253,21 @@ class BeamFabrication(Task[State]):
             Park(rows, *place.unbind(1)),
             Dwell(rows, dwell_s, trace=config.trace, stop=self._rule),
         ]
-        framed = rows[wanted]
+        framed = take(rows, rows_where(wanted))
         return [*instructions, self._scan(framed)] if len(framed) else instructions
 
     def observe(self, state: State, readings: Sequence[Reading]) -> tuple[State, Observation]:
         """The operator's view after the readings."""
         for reading in readings:
             rows = reading.rows
-            state = replace(state, clock_s=state.clock_s.index_add(0, rows, reading.seconds))
+            state = changed(state, clock_s=add(state.clock_s, rows, reading.seconds))
             if reading.verb == "Scan":
                 state = put_rows(state, rows, self._see_frame(take_rows(state, rows), reading))
             elif reading.verb == "Dwell":
-                state = replace(
+                state = changed(
                     state,
-                    place=state.place.index_copy(0, rows, reading.data["place"]),
-                    trace=state.trace.index_copy(0, rows, self._tell_trace(reading)),
+                    place=put(state.place, rows, reading.data["place"]),
+                    trace=put(state.trace, rows, self._tell_trace(reading)),
                 )
         return state, self._observation(state)
 
@@ -274,11 +275,11 @@ class BeamFabrication(Task[State]):
         """Reward, end and metrics, from truth where there is some and from perception where not."""
         config = self.config
         by_truth = bool(truth) and config.scores_from == "truth"
-        minutes = sum((_spread(reading, state.clock_s) for reading in readings), torch.zeros_like(state.clock_s)) / 60.0
+        minutes = _seconds(readings, state.clock_s) / 60.0
         seen_ang = self._distances(state, state.atom_ang, state.goal_ang, None)
         reached_seen = state.begun & (seen_ang < 0.5 * BOND_ANG).all(1)
         left_seen = seen_ang.sum(1)
-        nearer_seen = torch.where(state.left_seen_ang > 0.0, state.left_seen_ang - left_seen, 0.0)
+        nearer_seen = (state.left_seen_ang - left_seen).masked_fill(~(state.left_seen_ang > 0.0), 0.0)
         lost = torch.zeros_like(state.lost_atoms)
         gone = torch.zeros_like(state.begun)
         reached, nearer, left_true = reached_seen, nearer_seen, left_seen
@@ -289,12 +290,13 @@ class BeamFabrication(Task[State]):
             left_true = true_ang.clamp(max=2.0 * config.fov_ang).sum(1)
             lost = truth["lost_atoms"].float()
             gone = truth["dopant_there"].sum(1) < config.dopants
-            nearer = torch.where((state.left_true_ang > 0.0) & ~gone, state.left_true_ang - left_true, 0.0)
+            counts = (state.left_true_ang > 0.0) & ~gone
+            nearer = (state.left_true_ang - left_true).masked_fill(~counts, 0.0)
         damage = (lost - state.lost_atoms) + gone.float()
         terms_true = self._terms(nearer, reached, minutes, damage)
         terms_seen = self._terms(nearer_seen, reached_seen, minutes, torch.zeros_like(minutes))
         rewards = [torch.stack(tuple(terms.values())).sum(0) for terms in (terms_true, terms_seen)]
-        state = replace(
+        state = changed(
             state,
             left_seen_ang=left_seen,
             left_true_ang=left_true,
@@ -330,7 +332,7 @@ class BeamFabrication(Task[State]):
         fov, shift = self.config.fov_ang, state.shift_ang.unsqueeze(1)
         goals = torch.where(state.begun[:, None, None], (state.goal_ang + shift) / fov + 0.5, torch.nan)
         frame = state.image.float() / 255.0 if state.image.dim() == 3 else self._sketch(state)
-        region = torch.tensor(FULL_FRAME, device=goals.device).repeat(len(goals), 1)
+        region = full_frames(len(goals), goals.device)
         return Marks(state.place, state.place.unsqueeze(1), goals, frame, region)
 
     def _sketch(self, state: State) -> Tensor:
@@ -349,9 +351,8 @@ class BeamFabrication(Task[State]):
     def _scan(self, rows: Tensor) -> Scan:
         config = self.config
         n, device = len(rows), rows.device
-        region = torch.tensor(FULL_FRAME, device=device).repeat(n, 1)
         side, dwell_s = (torch.full((n,), value, device=device) for value in (config.fov_ang, config.pixel_dwell_s))
-        return Scan(rows, side, (config.pixels, config.pixels), dwell_s, region, self._channels)
+        return Scan(rows, side, (config.pixels, config.pixels), dwell_s, full_frames(n, device), self._channels)
 
     def _meaning(self, action: Tensor, bond_ang: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Beam from the followed atom (n, 2) Å, dwell (n,) s, and whether a frame is wanted (n,)."""
@@ -369,6 +370,9 @@ class BeamFabrication(Task[State]):
 
     def _follow(self, state: State) -> tuple[Tensor, Tensor]:
         """The followed atom (B,) and its goal (B,): the nearest pair of a free atom and a free goal."""
+        if self.config.dopants == 1:
+            only = torch.zeros(len(state.clock_s), dtype=torch.int64, device=state.clock_s.device)
+            return only, only
         distance = (state.atom_ang.unsqueeze(2) - state.goal_ang.unsqueeze(1)).norm(dim=-1)  # (B, atoms, goals)
         there = distance < 0.5 * BOND_ANG
         taken = there.any(2).unsqueeze(2) | there.any(1).unsqueeze(1)
@@ -383,21 +387,21 @@ class BeamFabrication(Task[State]):
         if found.shape[1] < config.dopants:
             raise ConfigError(f"task.dopants is {config.dopants}; the instrument tells at most {found.shape[1]} atoms.")
         first = ~state.begun & (state.frame_s <= 0.0)
-        step = torch.where(first.unsqueeze(1), 0.0, reading.data["shift_ang"])
+        step = reading.data["shift_ang"].masked_fill(first.unsqueeze(1), 0.0)
         shift = state.shift_ang + step
         seen = found - shift.unsqueeze(1)
         atom, bond, astray = _track(state, seen, bonds)
         leftmost, their_bonds = seen[:, : config.dopants], bonds[:, : config.dopants]
         complete = leftmost.isfinite().all(-1).all(1)
         fresh = ~state.begun & complete
-        atom = torch.where(fresh[:, None, None], leftmost, atom)
-        bond = torch.where(fresh[:, None, None, None], their_bonds, bond)
+        atom = torch.where(fresh.view(-1, 1, 1), leftmost, atom)
+        bond = torch.where(fresh.view(-1, 1, 1, 1), their_bonds, bond)
         since_s = (state.clock_s - state.frame_s).clamp(min=1e-3).unsqueeze(1)
-        drift = torch.where(first.unsqueeze(1), 0.0, step / since_s)
+        drift = (step / since_s).masked_fill(first.unsqueeze(1), 0.0)
         goal = state.goal_ang
-        if len(which := fresh.nonzero().squeeze(1)):
-            goal = goal.index_copy(0, which, self._goals(atom[which], bond[which], state.chance[which]))
-        return replace(
+        if len(which := rows_where(fresh)):
+            goal = put(goal, which, self._goals(take(atom, which), take(bond, which), take(state.chance, which)))
+        return changed(
             state,
             begun=state.begun | fresh,
             atom_ang=atom,
@@ -429,7 +433,7 @@ class BeamFabrication(Task[State]):
         inside = (places.abs() < room - BOND_ANG).all(-1).all(2)
         away = (places.mean(2) - atom_ang.mean(1, keepdim=True)).norm(dim=-1)
         best = torch.where(inside, away, away + _FAR_ANG).argmin(1)
-        return places[torch.arange(len(best), device=best.device), best]
+        return _of(places, best)
 
     def _tell_trace(self, reading: Reading) -> Tensor:
         """The last dwell in four numbers (n, 4)."""
@@ -447,7 +451,7 @@ class BeamFabrication(Task[State]):
     def _observation(self, state: State) -> Observation:
         followed, goal = self._follow(state)
         here = _of(state.atom_ang, followed)
-        begun = state.begun[:, None].float()
+        begun = state.begun.float().view(-1, 1)
         atoms, goals = ((places - here.unsqueeze(1)) / _SCALE_ANG for places in (state.atom_ang, state.goal_ang))
         age = ((state.clock_s - state.frame_s) / 10.0).clamp(0.0, 5.0).unsqueeze(1)
         image = {"image": state.image.unsqueeze(1)} if state.image.dim() == 3 else {}
@@ -463,7 +467,7 @@ class BeamFabrication(Task[State]):
 
     def _distances(self, state: State, atom_ang: Tensor, goal_ang: Tensor, there: Tensor | None) -> Tensor:
         """(B, D) from each goal to its nearest atom that is there."""
-        away = (goal_ang.unsqueeze(2) - atom_ang.unsqueeze(1)).norm(dim=-1)
+        away = vector_norm(goal_ang.unsqueeze(2) - atom_ang.unsqueeze(1), dim=-1)
         return (away if there is None else torch.where(there.unsqueeze(1), away, _FAR_ANG)).amin(2)
 
     def _look_up(self, state: State, truth: Mapping[str, Tensor]) -> State:
@@ -472,13 +476,13 @@ class BeamFabrication(Task[State]):
             return state
         fresh = (state.begun & ~state.known).unsqueeze(1)
         centre = truth["frame_centre_ang"] + state.shift_ang
-        return replace(state, origin_ang=torch.where(fresh, centre, state.origin_ang), known=state.begun)
+        return changed(state, origin_ang=torch.where(fresh, centre, state.origin_ang), known=state.begun)
 
     def _true_distances(self, state: State, truth: Mapping[str, Tensor]) -> Tensor:
         goal = state.goal_ang + state.origin_ang.unsqueeze(1)
         delta = goal.unsqueeze(2) - truth["dopant_xy_ang"].unsqueeze(1)
-        away = nearest_image(delta, truth["cell_ang"][:, None, None]).norm(dim=-1)
-        return torch.where(truth["dopant_there"].unsqueeze(1), away, _FAR_ANG).amin(2)
+        away = vector_norm(nearest_image(delta, truth["cell_ang"].view(-1, 1, 1, 2)), dim=-1)
+        return away.masked_fill(~truth["dopant_there"].unsqueeze(1), _FAR_ANG).amin(2)
 
     def _terms(self, nearer_ang: Tensor, reached: Tensor, minutes: Tensor, damage: Tensor) -> dict[str, Tensor]:
         """The four terms of the reward of a step."""
@@ -499,8 +503,9 @@ def _track(state: State, seen_ang: Tensor, bonds: Tensor) -> tuple[Tensor, Tenso
     """
     atom_ang, bond_ang, missing = state.atom_ang, state.bond_ang, torch.ones_like(state.astray)
     reach_ang = torch.where(state.astray, 0.5 * _FAR_ANG, 2.5 * BOND_ANG)
-    distance = (atom_ang.unsqueeze(2) - seen_ang.unsqueeze(1)).norm(dim=-1).nan_to_num(nan=_FAR_ANG)
-    row = torch.arange(len(atom_ang), device=atom_ang.device)
+    distance = vector_norm(atom_ang.unsqueeze(2) - seen_ang.unsqueeze(1), dim=-1).nan_to_num(nan=_FAR_ANG)
+    row = every_row(len(atom_ang), atom_ang.device)
+    atom_ang, bond_ang = atom_ang.clone(), bond_ang.clone()
     for _ in range(atom_ang.shape[1]):
         best = distance.flatten(1).argmin(1)
         atom, place = best // distance.shape[2], best % distance.shape[2]
@@ -508,7 +513,6 @@ def _track(state: State, seen_ang: Tensor, bonds: Tensor) -> tuple[Tensor, Tenso
         missing[row, atom] &= ~near.squeeze(1)
         moved = torch.where(near, seen_ang[row, place], atom_ang[row, atom])
         turned = torch.where(near.unsqueeze(2), bonds[row, place], bond_ang[row, atom])
-        atom_ang, bond_ang = atom_ang.clone(), bond_ang.clone()
         atom_ang[row, atom], bond_ang[row, atom] = moved, turned
         distance[row, atom, :], distance[row, :, place] = 2.0 * _FAR_ANG, 2.0 * _FAR_ANG
     return atom_ang, bond_ang, missing
@@ -539,12 +543,15 @@ def _drawn(reading: Reading, full_scale: float) -> Tensor:
 
 def _of(values: Tensor, index: Tensor) -> Tensor:
     """values (n, D, …) at index (n,): (n, …)."""
-    return values[torch.arange(len(index), device=index.device), index]
+    return values[every_row(len(index), index.device), index]
 
 
-def _spread(reading: Reading, like: Tensor) -> Tensor:
-    """Seconds of a reading on the rows (B,) it is for."""
-    return torch.zeros_like(like).index_add(0, reading.rows, reading.seconds)
+def _seconds(readings: Sequence[Reading], like: Tensor) -> Tensor:
+    """Seconds of the step, (B,)."""
+    seconds = torch.zeros_like(like)
+    for reading in readings:
+        seconds = add(seconds, reading.rows, reading.seconds)
+    return seconds
 
 
 def _pattern(config: BeamFabricationConfig) -> tuple[tuple[int, int, int], ...] | None:

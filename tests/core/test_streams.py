@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.stats
 import torch
 
+from stem_gym.core.batch import every_row
 from stem_gym.core.errors import ConfigError
 from stem_gym.core.streams import Streams, philox, poisson_quantile, row_seeds
 
@@ -162,3 +165,28 @@ def test_neighbouring_seeds_share_no_row():
 def test_a_negative_seed_is_refused():
     with pytest.raises(ConfigError, match="non-negative integer; given -3"):
         row_seeds(-3, 2)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16])
+def test_numbers_drawn_ahead_are_those_of_single_draws(rows):
+    """All rows of a small batch draw ahead; a list of the same rows that is not known to be all of them does not."""
+    ahead, single = fresh(row_seeds(5, rows)), fresh(row_seeds(5, rows))
+    all_rows, listed = every_row(rows, torch.device("cpu")), everything(single)
+    counts = np.random.default_rng(0).integers(0, 150, 60).tolist()  # some too many to be drawn ahead
+    kept: tuple[Any, Any] | None = None
+    for step, count in enumerate(counts):
+        assert torch.equal(ahead.uniform(all_rows, (count,)), single.uniform(listed, (count,))), step
+        if step % 5 == 2:  # one row goes on alone
+            assert torch.equal(ahead.normal(listed[-1:], (3,)), single.normal(listed[-1:], (3,)))
+        if step == 20:
+            ahead.next_episode(all_rows)
+            single.next_episode(listed)
+        if step == 30:
+            kept = ahead.snapshot(), single.snapshot()
+        if step == 33 and kept:
+            ahead.restore(kept[0])
+            single.restore(kept[1])
+        if step == 40:
+            for streams in (ahead, single):
+                streams.seed(listed[:1], [99])
+                streams.next_episode(listed[:1])

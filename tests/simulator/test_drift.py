@@ -117,6 +117,20 @@ def test_no_time_no_motion():
     torch.testing.assert_close(after.velocity_ang_per_s, state.velocity_ang_per_s)
 
 
+def test_even_steps_are_only_a_quicker_way():
+    """One number expanded over the steps gives what the same numbers written out give."""
+    model = DriftModel(diffusion_ang2_per_s=0.1, settling_fraction=0.5)
+    dt_s = torch.tensor([[0.5], [30.0], [0.0]]).expand(-1, 6)
+    even, written_out = (
+        advance(model, start_drift(model, source, torch.arange(3)), steps, source, torch.arange(3))
+        for source, steps in ((streams(3), dt_s), (streams(3), dt_s.contiguous()))
+    )
+    assert torch.equal(even[0], written_out[0]) and torch.equal(
+        even[1].velocity_ang_per_s, written_out[1].velocity_ang_per_s
+    )
+    assert even[0][1].abs().max() > 1.0
+
+
 def test_rows_do_not_depend_on_the_batch():
     model = DriftModel(diffusion_ang2_per_s=0.1, scale_error=0.01, shear_error=0.01)
     dt = torch.rand(40, 64, generator=torch.Generator().manual_seed(0)) * 0.1
