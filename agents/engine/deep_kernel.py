@@ -322,7 +322,7 @@ def predict(plan: KernelPlan, learned: Learned, cells: Cells, points: Points) ->
     mean, variance = torch.cat(means, dim=1).view(shape), torch.cat(variances, dim=1).view(shape)
     scale = known.scale.float()[:, None]
     total = scale.square() * variance.mean(dim=1) + mean.var(dim=1, correction=0)
-    noise = known.scale * known.parts.noise.view(len(scale), -1).mean(dim=1).sqrt()
+    noise = known.parts.noise.view(len(scale), -1).mean(dim=1).sqrt()
     embedding = None if asked.embedding is None else asked.embedding.view(*shape[:2], *asked.embedding.shape[1:])[:, 0]
     return Predicted(mean.mean(dim=1), total.sqrt(), noise.float(), embedding)
 
