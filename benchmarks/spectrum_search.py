@@ -5,7 +5,8 @@ python benchmarks/spectrum_search.py --fields v0      # one of them anew
 python benchmarks/spectrum_search.py --show           # prints the tables of the stored figures
 
 The measured fields are files beside the project (STEM_GYM_DATA, or ../shared/data); without them they are left out.
-What was measured is judged on the noise-free map, a prediction on one more noisy measurement of every cell.
+What was measured is judged on the noise-free map, a prediction on one noisy measurement of every cell: the recorded one,
+or in simulation one that is drawn anew.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from rich.console import Console
 import agents
 from agents.policy import Array, Policy
 from stem_gym.core.errors import PolicyError
+from stem_gym.instruments.replayed import ReplayedCube
 from stem_gym.jobs import outcome
 from stem_gym.jobs.progress import Progress
 
@@ -55,14 +57,18 @@ class Field:
         return self.overrides.get("path")
 
 
-def _measured(file: str, name: str, measure: Mapping[str, Any], detector: str) -> Field:
-    task = {"detector": detector, "scalarizers": [{"name": name, "measure": measure}]}
-    known = {"current_pa": 100.0, "exposure_s": 0.1, "spectrometer": detector}  # the files tell neither
+def _measured(file: str, name: str, measure: Mapping[str, Any], known: Mapping[str, Any]) -> Field:
+    """A recorded map at its own exposure; `known` is what its file does not tell."""
+    known = {"current_pa": 100.0, "exposure_s": 0.1} | dict(known)
+    task = {"detector": known["spectrometer"], "scalarizers": [{"name": name, "measure": measure}]}
+    task["exposures_s"] = [known["exposure_s"]]
     own = {"path": DATA / file, "task": task, "instrument": known}
     return Field("stem_gym/SpectrumSearch-measured-v0", own, "stem_gym/SpectrumSearch-v0")
 
 
 _CUZN, _FEPT = "cuzn_eels_50x40x162.npz", "fept_core_shell_eds_64x64x992.npz"
+# The variance of its counts is 4.2 times their mean (stem_gym.datasets.cube_factors): a camera with a gain.
+_CAMERA = {"spectrometer": "eels", "counts_per_electron": 4.2}
 _BEFORE_CU = {"low_ev": 800.0, "high_ev": 920.0}
 FIELDS = {
     "v0": Field("stem_gym/SpectrumSearch-v0"),
@@ -70,16 +76,19 @@ FIELDS = {
         _CUZN,
         "cu_l",
         {"kind": "edge_integral", "background": _BEFORE_CU, "signal": {"low_ev": 935.0, "high_ev": 1015.0}},
-        "eels",
+        _CAMERA,
     ),
     "cuzn_zn": _measured(
         _CUZN,
         "zn_l",
         {"kind": "edge_integral", "background": _BEFORE_CU, "signal": {"low_ev": 1025.0, "high_ev": 1105.0}},
-        "eels",
+        _CAMERA,
     ),
     "fept_pt": _measured(
-        _FEPT, "pt_l", {"kind": "band_integral", "window": {"low_ev": 9300.0, "high_ev": 9600.0}}, "eds"
+        _FEPT,
+        "pt_l",
+        {"kind": "band_integral", "window": {"low_ev": 9300.0, "high_ev": 9600.0}},
+        {"spectrometer": "eds"},
     ),
 }
 
@@ -185,17 +194,27 @@ class _Watched(Policy):
 
     def _one_more(self) -> tuple[Array, Array]:
         """One noisy measurement of every cell (B, H, W), and the range of the noise-free map (B,)."""
-        task, truth = self._batch.task, self._batch.instrument.truth()
-        rows = torch.arange(self._batch.rows)
-        exposure_s, noise = task.config.exposures_s[0], torch.Generator().manual_seed(1)
-        maps = []
-        for row in rows.split(1):
-            rate = truth["loadings"][row] @ truth["components"][row] * truth["electrons_per_s"][row, None, None]
-            counts = torch.poisson((rate * exposure_s).clamp(min=0.0), generator=noise)
-            maps.append(task.values(counts / exposure_s, rate.mean(1, keepdim=True))[..., 0])
+        task, instrument = self._batch.task, self._batch.instrument
+        truth, rows = instrument.truth(), torch.arange(self._batch.rows)
+        if isinstance(instrument, ReplayedCube):
+            electrons = torch.from_numpy(instrument.replay.spectra.astype(np.float32)) / (
+                instrument.config.counts_per_electron * task.config.exposures_s[0]
+            )
+            maps = [task.values(electrons, electrons.mean(0))[..., 0].expand(len(rows), -1)]
+        else:
+            maps = [self._drawn(task, truth, row) for row in rows.split(1)]
         true = task.true_maps(truth, rows)[:, 0]
         shape = (len(rows), *task.config.grid)
         return torch.cat(maps).reshape(shape).numpy(), (true.amax(1) - true.amin(1)).numpy()
+
+    @staticmethod
+    def _drawn(task: Any, truth: Mapping[str, Any], row: torch.Tensor) -> torch.Tensor:
+        """One noisy value of every cell of a simulated field, (1, H·W)."""
+        rate = truth["loadings"][row] @ truth["components"][row] * truth["electrons_per_s"][row, None, None]
+        exposure_s, noise = task.config.exposures_s[0], torch.Generator().manual_seed(int(row))
+        counts = torch.poisson((rate * exposure_s).clamp(min=0.0), generator=noise)
+        values: torch.Tensor = task.values(counts / exposure_s, rate.mean(1, keepdim=True))[..., 0]
+        return values
 
 
 def _needed(values: Sequence[float | None], limit: int) -> dict[str, float]:
