@@ -5,7 +5,7 @@ python benchmarks/spectrum_search.py --fields v0      # one of them anew
 python benchmarks/spectrum_search.py --show           # prints the tables of the stored figures
 
 The measured fields are files beside the project (STEM_GYM_DATA, or ../shared/data); without them they are left out.
-What was measured is judged on the noise-free map, a prediction on one noisy measurement of every cell: the recorded one,
+What was measured is judged on the noise-free map, a prediction on a noisy measurement of every cell: the recorded one,
 or in simulation one that is drawn anew.
 """
 
