@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 import stem_gym
-from stem_gym.instruments import sheet, simulated, spectral
+from stem_gym.instruments import column, sheet, simulated, spectral
 from stem_gym.simulator import imaging, kinetics
 from stem_gym.tasks import spectrum_search
 
@@ -138,11 +138,10 @@ def _timed(shares: dict[str, float], clock: Callable[[], float]) -> Iterator[Non
         ("noise", spectral, "detect_spectrum"),
         ("drift", spectral, "advance"),
         ("noise", sheet, "detect"),
-        ("drift", sheet, "advance"),
         ("noise", simulated, "detect"),
         ("rendering", imaging, "scan_image"),
         ("rendering", imaging, "probe_signal"),
-        ("drift", simulated, "advance"),
+        ("drift", column, "advance"),
     ]
     originals = [(owner, name, getattr(owner, name)) for _, owner, name in places]
 

@@ -16,24 +16,22 @@ from torch import Tensor
 
 from stem_gym.core.batch import (
     changed,
-    clone_rows,
     every_row,
     rows_where,
     take,
     take_rows,
     write,
-    write_rows,
     write_sum,
 )
 from stem_gym.core.config import parse
-from stem_gym.core.errors import ConfigError, InstructionError
+from stem_gym.core.errors import ConfigError
 from stem_gym.core.instructions import Blank, Dwell, Instruction, Park, Read, Reading, Scan, Wait, no_dose
-from stem_gym.core.instrument import Instrument, check_instruction
 from stem_gym.core.periodic import nearest_image
 from stem_gym.core.streams import Streams
 from stem_gym.core.units import ELECTRONS_PER_PC
+from stem_gym.instruments.column import Column, ColumnRows
 from stem_gym.simulator.detectors import detect, expected_electrons, line_jitter_ang
-from stem_gym.simulator.drift import DriftState, advance, frame_time_s, start_drift
+from stem_gym.simulator.drift import DriftState, frame_time_s, start_drift
 from stem_gym.simulator.event_rates import CrossSections, KineticsModel
 from stem_gym.simulator.exposure import (
     check_region,
@@ -62,18 +60,12 @@ _FRAME_PASSES = 64  # events that one frame may see; more would be no sheet any 
 
 
 @dataclass
-class _Rows:
+class _Rows(ColumnRows):
     """Everything that belongs to a row."""
 
     sheet: Sheet
-    drift: DriftState
     density: Tensor  # (B, R) flux table of the probe
     signal: Tensor  # (B, R) the same, as wide as an atom scatters
-    fov_ang: Tensor  # (B,)
-    place: Tensor  # (B, 2) parked probe, fractions
-    blanked: Tensor  # (B,) bool
-    clock_s: Tensor  # (B,)
-    electrons: Tensor  # (B,) float64
     seen_ang: Tensor  # (B, 2) the sample's displacement when the last frame ended
     series: Tensor  # (B, 2 N, 2 N) the expected picture as a real series; (B, 0) where there are no pictures
     transfer: Tensor  # (B, Ny, Nx) or (B, 0)
@@ -84,14 +76,17 @@ def make(settings: Mapping[str, Any], rows: int, device: torch.device) -> SheetM
     return SheetMicroscope(parse(Config, settings, "instrument"), rows, device)
 
 
-class SheetMicroscope(Instrument):
+class SheetMicroscope(Column[_Rows]):
     """Executes Scan (channel "atoms"), Park, Dwell, Blank, Wait and Read on simulated sheets.
 
     What a scan answers is told by `core.instructions.Scan`.
     """
 
+    title = "The sheet"
+
     def __init__(self, config: Config, rows: int, device: torch.device | str = "cpu") -> None:
-        self.config, self.rows, self.device = config, rows, torch.device(device)
+        super().__init__(rows, device)
+        self.config: Config = config
         self._fewest = sum(dopant.count_min for dopant in config.specimen.dopants)
         self.capabilities = sheet_capabilities(config.pictures, self._fewest)
         probe = config.probe
@@ -123,8 +118,6 @@ class SheetMicroscope(Instrument):
         carbon_ang2 = self._weight_ang2[CARBON]
         self._excess_ang2, self._even_sheet = self._weight_ang2 - carbon_ang2, _ATOMS_PER_ANG2 * carbon_ang2
         self._pictures = Pictures(config.specimen, optics, self._weight_ang2) if config.pictures else None
-        self._state: _Rows | None = None
-        self._streams = Streams([0] * rows, self.device)
         self._handlers: dict[type[Instruction], Any] = {
             Scan: self._scan,
             Park: self._park,
@@ -133,27 +126,6 @@ class SheetMicroscope(Instrument):
             Wait: self._wait,
             Read: self._read,
         }
-
-    @torch.inference_mode()
-    def reset(self, streams: Streams, rows: Tensor, options: Mapping[str, Any] | None = None) -> None:
-        """A fresh sheet, drift and clock on `rows`; the first call must name every row."""
-        if options:
-            raise InstructionError(f"The sheet takes no reset options; given {sorted(options)}.")
-        fresh = self._fresh(streams, rows)
-        self._streams = streams
-        if self._state is None:
-            if len(rows) != self.rows:
-                raise InstructionError(f"The first reset must start all {self.rows} rows; given {rows.tolist()[:8]}.")
-            self._state = fresh
-        else:
-            write_rows(self._state, rows, fresh)
-
-    @torch.inference_mode()
-    def execute(self, instruction: Instruction) -> Reading:
-        """Do it. Raises CapabilityError or InstructionError before anything happens; never clips."""
-        check_instruction(instruction, self.capabilities, self.rows)
-        reading: Reading = self._handlers[type(instruction)](instruction)
-        return reading
 
     def truth(self) -> Mapping[str, Tensor]:
         """Where the dopants really are, where the frame lies, and what the beam has done. Live buffers."""
@@ -168,27 +140,6 @@ class SheetMicroscope(Instrument):
             "lost_atoms": sheet.lost,
             "vacancies": sheet.open.sum(1),
         }
-
-    @torch.inference_mode()
-    def abort(self) -> None:
-        """Blank every row."""
-        if self._state is not None:
-            self._state.blanked.fill_(True)
-
-    def snapshot(self) -> _Rows:
-        """A copy of the state of all rows."""
-        return clone_rows(self._now)
-
-    @torch.inference_mode()
-    def restore(self, snapshot: _Rows, streams: Streams) -> None:
-        """Go back to a snapshot; the streams are their owner's to restore."""
-        self._state, self._streams = clone_rows(snapshot), streams
-
-    @property
-    def _now(self) -> _Rows:
-        if self._state is None:
-            raise InstructionError("The sheet was not reset yet; call reset(streams, rows) first.")
-        return self._state
 
     def _fresh(self, streams: Streams, rows: Tensor) -> _Rows:
         config, n = self.config, len(rows)
@@ -219,11 +170,6 @@ class SheetMicroscope(Instrument):
             series=series,
             transfer=transfer,
         )
-
-    def _advance(self, rows: Tensor, dt_s: Tensor) -> tuple[Tensor, DriftState]:
-        before = take_rows(self._now.drift, rows)
-        path, after = advance(self.config.drift, before, dt_s, self._streams, rows)
-        return torch.cat((before.offset_ang.unsqueeze(1), path), dim=1), after
 
     def _scan(self, scan: Scan) -> Reading:
         config, state, rows = self.config, self._now, scan.rows
@@ -293,11 +239,6 @@ class SheetMicroscope(Instrument):
                 return
             rows, after, frame = take(rows, more), take(after, more), take_rows(frame, more)
 
-    def _park(self, park: Park) -> Reading:
-        place = torch.stack((park.x, park.y), dim=-1)
-        write(self._now.place, park.rows, place)
-        return self._pass_time(park, torch.full_like(park.x, self.config.overheads.park_s), {"place": place})
-
     def _dwell(self, dwell: Dwell) -> Reading:
         config, state, rows = self.config, self._now, dwell.rows
         samples = samples_of(dwell, _SAMPLES)
@@ -366,10 +307,6 @@ class SheetMicroscope(Instrument):
         mean = expected_electrons(fraction, beam.current_pa, beam.part_s[:, 0], config.detector)
         return detect(mean, self._streams, rows, config.detector)
 
-    def _blank(self, blank: Blank) -> Reading:
-        self._now.blanked[blank.rows] = blank.on
-        return no_dose(blank, torch.zeros(len(blank.rows), device=self.device))
-
     def _wait(self, wait: Wait) -> Reading:
         """Let the sample drift, and the sheet heal."""
         seconds = wait.time_s
@@ -380,29 +317,6 @@ class SheetMicroscope(Instrument):
     def _read(self, read: Read) -> Reading:
         value = getattr(self._now, read.name)[read.rows].float()
         return no_dose(read, torch.zeros(len(read.rows), device=self.device), {"value": value})
-
-    def _pass_time(
-        self, instruction: Instruction, seconds: Tensor, data: Mapping[str, Tensor] | None = None
-    ) -> Reading:
-        moving = rows_where(seconds > 0.0)  # no time, no draw: whoever waits beside it
-        if len(moving):
-            rows, passed = take(instruction.rows, moving), take(seconds, moving)
-            _, drift = self._advance(rows, passed.unsqueeze(1))
-            self._spend(rows, passed, torch.zeros_like(passed), drift)
-        return no_dose(instruction, seconds, data)
-
-    def _spend(self, rows: Tensor, seconds: Tensor, electrons: Tensor, drift: DriftState) -> None:
-        state = self._now
-        write_rows(state.drift, rows, drift)
-        write_sum(state.clock_s, rows, seconds)
-        write_sum(state.electrons, rows, electrons)
-
-    def _detector_calibration(self, like: Tensor) -> dict[str, Tensor]:
-        detector = self.config.detector
-        return {
-            "counts_per_electron": torch.full_like(like, detector.gain),
-            "counts_offset": torch.full_like(like, detector.offset),
-        }
 
 
 def _learned_sections(model: KineticsModel, energy_kev: float) -> CrossSections | None:

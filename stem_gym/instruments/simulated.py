@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stem_gym.core.batch import clone_rows, rows_where, take, take_rows, write, write_rows, write_sum
+from stem_gym.core.batch import take, take_rows, write, write_rows, write_sum
 from stem_gym.core.config import parse
-from stem_gym.core.errors import InstructionError
 from stem_gym.core.instructions import (
     Blank,
     Dwell,
@@ -30,12 +29,12 @@ from stem_gym.core.instructions import (
     Wait,
     no_dose,
 )
-from stem_gym.core.instrument import Instrument, check_instruction
 from stem_gym.core.streams import Streams
 from stem_gym.core.units import ELECTRONS_PER_PC
+from stem_gym.instruments.column import Column, ColumnRows
 from stem_gym.simulator import dose, imaging, removal
 from stem_gym.simulator.detectors import detect, expected_electrons, line_jitter_ang
-from stem_gym.simulator.drift import DriftState, advance, frame_time_s, move_stage, start_drift
+from stem_gym.simulator.drift import frame_time_s, move_stage, start_drift
 from stem_gym.simulator.exposure import (
     check_region,
     displacement_of_rows,
@@ -55,7 +54,7 @@ _FRAME_KNOTS = 8  # drift is drawn at so many times of a frame and is straight i
 
 
 @dataclass
-class _Rows:
+class _Rows(ColumnRows):
     """Everything that belongs to a row."""
 
     specimen: Specimen
@@ -63,15 +62,9 @@ class _Rows:
     structure: Tensor  # (B, Ny, Nx) complex64
     transfer: Tensor  # (B, Ny, Nx)
     series: Tensor  # (B, 2 N, 2 N) the expected image as a real series
-    drift: DriftState
     defocus_ang: Tensor  # (B,)
     current_pa: Tensor  # (B,)
     beam_shift_ang: Tensor  # (B, 2)
-    fov_ang: Tensor  # (B,)
-    place: Tensor  # (B, 2) parked probe, fractions
-    blanked: Tensor  # (B,) bool
-    clock_s: Tensor  # (B,)
-    electrons: Tensor  # (B,) float64
     dose_map: Tensor  # (B, n, n) electrons per Å²
     probe_path_ang: Tensor  # (B, P, 2) where the beam was on the specimen during the last dwell
 
@@ -81,16 +74,17 @@ def make(settings: Mapping[str, Any], rows: int, device: torch.device) -> Simula
     return SimulatedMicroscope(parse(Microscope, settings, "instrument"), rows, device)
 
 
-class SimulatedMicroscope(Instrument):
+class SimulatedMicroscope(Column[_Rows]):
     """Executes Scan, Park, Dwell, MoveStage, Set, Blank, Wait and Read on simulated specimens.
 
     The beam is open inside Scan and Dwell alone, blanked during flyback and in between.
     """
 
+    title = "The simulated microscope"
+
     def __init__(self, config: Microscope, rows: int, device: torch.device | str = "cpu") -> None:
-        self.config = config
-        self.rows = rows
-        self.device = torch.device(device)
+        super().__init__(rows, device)
+        self.config: Config = config
         self.capabilities = capabilities()
         nominal = self._optics(torch.full((1,), config.probe.defocus_ang))
         self._probe_fwhm_ang = float(probe_fwhm_ang(nominal))
@@ -98,8 +92,6 @@ class SimulatedMicroscope(Instrument):
         self.harmonics = imaging.Harmonics.within(largest, float(nominal.band_limit_per_ang))
         self._bins = max(1, round(max(largest) / config.dose_pixel_ang))
         self._learned_image = _learned_image(config, self.device)
-        self._state: _Rows | None = None
-        self._streams = Streams([0] * rows, self.device)  # until the first reset hands in the caller's
         self._handlers: dict[type[Instruction], Any] = {
             Scan: self._scan,
             Park: self._park,
@@ -110,27 +102,6 @@ class SimulatedMicroscope(Instrument):
             Wait: self._wait,
             Read: self._read,
         }
-
-    @torch.inference_mode()
-    def reset(self, streams: Streams, rows: Tensor, options: Mapping[str, Any] | None = None) -> None:
-        """A fresh specimen, drift, dose and clock on `rows`; the first call must name every row."""
-        if options:
-            raise InstructionError(f"The simulated microscope takes no reset options; given {sorted(options)}.")
-        fresh = self._fresh(streams, rows)
-        self._streams = streams
-        if self._state is None:
-            if len(rows) != self.rows:
-                raise InstructionError(f"The first reset must start all {self.rows} rows; given {rows.tolist()[:8]}.")
-            self._state = fresh
-        else:
-            write_rows(self._state, rows, fresh)
-
-    @torch.inference_mode()
-    def execute(self, instruction: Instruction) -> Reading:
-        """Do it. Raises CapabilityError or InstructionError before anything happens; never clips."""
-        check_instruction(instruction, self.capabilities, self.rows)
-        reading: Reading = self._handlers[type(instruction)](instruction)
-        return reading
 
     def truth(self) -> Mapping[str, Tensor]:
         """Atoms (places in Å on the cell), where the beam was, where the frame lies, and the dose map in e/Å².
@@ -148,27 +119,6 @@ class SimulatedMicroscope(Instrument):
             "fov_ang": state.fov_ang,
             "dose_map": state.dose_map,
         }
-
-    @torch.inference_mode()
-    def abort(self) -> None:
-        """Blank every row."""
-        if self._state is not None:
-            self._state.blanked.fill_(True)
-
-    def snapshot(self) -> _Rows:
-        """A copy of the state of all rows."""
-        return clone_rows(self._now)
-
-    @torch.inference_mode()
-    def restore(self, snapshot: _Rows, streams: Streams) -> None:
-        """Go back to a snapshot; the streams are their owner's to restore."""
-        self._state, self._streams = clone_rows(snapshot), streams
-
-    @property
-    def _now(self) -> _Rows:
-        if self._state is None:
-            raise InstructionError("The microscope was not reset yet; call reset(streams, rows) first.")
-        return self._state
 
     def _optics(self, defocus_ang: Tensor) -> Optics:
         settings = self.config.probe.model_dump(exclude={"defocus_ang", "defocus_sd_ang"})
@@ -218,12 +168,6 @@ class SimulatedMicroscope(Instrument):
             return imaging.real_series(imaging.image_coefficients(structure, transfer))
         return imaging.real_series(self._learned_image(specimen, self._optics(defocus_ang), self.harmonics))
 
-    def _advance(self, rows: Tensor, dt_s: Tensor) -> tuple[Tensor, DriftState]:
-        """Displacements (n, J + 1, 2), the present one first, over steps dt_s (n, J), and the drift after."""
-        before = take_rows(self._now.drift, rows)
-        path, after = advance(self.config.drift, before, dt_s, self._streams, rows)
-        return torch.cat((before.offset_ang.unsqueeze(1), path), dim=1), after
-
     def _scan(self, scan: Scan) -> Reading:
         config, state, rows = self.config, self._now, scan.rows
         check_region(scan.region)
@@ -258,11 +202,6 @@ class SimulatedMicroscope(Instrument):
             **self._detector_calibration(electrons),
         }
         return Reading("Scan", rows, seconds, electrons, areal, {"images": counts.unsqueeze(1)}, calibration)
-
-    def _park(self, park: Park) -> Reading:
-        place = torch.stack((park.x, park.y), dim=-1)
-        write(self._now.place, park.rows, place)
-        return self._pass_time(park, torch.full_like(park.x, self.config.overheads.park_s), {"place": place})
 
     def _dwell(self, dwell: Dwell) -> Reading:
         config, state, rows = self.config, self._now, dwell.rows
@@ -320,10 +259,6 @@ class SimulatedMicroscope(Instrument):
             state.beam_shift_ang[rows, int(control.name == "beam_shift_y_ang")] = value
         return self._pass_time(control, torch.full_like(value, self.config.overheads.set_s))
 
-    def _blank(self, blank: Blank) -> Reading:
-        self._now.blanked[blank.rows] = blank.on
-        return no_dose(blank, torch.zeros(len(blank.rows), device=self.device))
-
     def _wait(self, wait: Wait) -> Reading:
         return self._pass_time(wait, wait.time_s)
 
@@ -336,22 +271,6 @@ class SimulatedMicroscope(Instrument):
         }
         value = values[read.name] if read.name in values else getattr(state, read.name)
         return no_dose(read, torch.zeros(len(read.rows), device=self.device), {"value": value[read.rows].float()})
-
-    def _pass_time(
-        self, instruction: Instruction, seconds: Tensor, data: Mapping[str, Tensor] | None = None
-    ) -> Reading:
-        moving = rows_where(seconds > 0.0)  # no time, no draw: whoever waits beside it
-        if len(moving):
-            rows, passed = take(instruction.rows, moving), take(seconds, moving)
-            _, drift = self._advance(rows, passed.unsqueeze(1))
-            self._spend(rows, passed, torch.zeros_like(passed), drift)
-        return no_dose(instruction, seconds, data)
-
-    def _spend(self, rows: Tensor, seconds: Tensor, electrons: Tensor, drift: DriftState) -> None:
-        state = self._now
-        write_rows(state.drift, rows, drift)
-        write_sum(state.clock_s, rows, seconds)
-        write_sum(state.electrons, rows, electrons)
 
     def _through_haze(self, fraction: Tensor, rows: Tensor) -> Tensor:
         """The collected fraction (n, …) with what the contamination adds that the dose so far has gathered."""
@@ -379,13 +298,6 @@ class SimulatedMicroscope(Instrument):
         write_sum(state.series, rows, imaging.real_series(change * take(state.transfer, rows)))
         kept = specimen.present.scatter(1, fragile.site, specimen.present.gather(1, fragile.site) & ~lost)
         write(state.specimen.present, rows, kept)
-
-    def _detector_calibration(self, like: Tensor) -> dict[str, Tensor]:
-        detector = self.config.detector
-        return {
-            "counts_per_electron": torch.full_like(like, detector.gain),
-            "counts_offset": torch.full_like(like, detector.offset),
-        }
 
 
 def _learned_image(config: Microscope, device: torch.device) -> Callable[..., Tensor] | None:

@@ -149,8 +149,9 @@ class SpectralInstrument(Instrument):
         """Displacements (n, J + 1, 2) in Å, the present one first, over steps dt_s (n, J); moves the sample on."""
         before = take_rows(self._now.drift, rows)
         path, after = advance(self.config.drift, before, dt_s, self._streams, rows)
-        write_rows(self._now.drift, rows, after)
-        return torch.cat((before.offset_ang.unsqueeze(1), path), dim=1), after
+        knots = torch.cat((before.offset_ang.unsqueeze(1), path), dim=1)
+        write_rows(self._now.drift, rows, after)  # which `before` may share its memory with
+        return knots, after
 
     def _scan(self, scan: Scan) -> Reading:
         self._grid.check_scan(scan)

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from stem_gym.core.batch import every_row
 from stem_gym.core.conformance import check_instrument
 from stem_gym.core.errors import CapabilityError, ConfigError, InstructionError
-from stem_gym.core.instructions import ATOMS, FULL_FRAME, Dwell, Park, Read, Reading, Scan, TraceRule, Wait, full_frames
+from stem_gym.core.instructions import ATOMS, FULL_FRAME, Dwell, Park, Read, Reading, Scan, TraceRule, Wait
 from stem_gym.core.periodic import nearest_image
 from stem_gym.core.streams import Streams, row_seeds
 from stem_gym.instruments import make
@@ -356,32 +355,3 @@ def test_what_was_not_seen_has_no_bonds():
     missed = data["atoms"].isnan().any(-1)
     assert missed.any() and not missed.all()
     assert data["bonds_ang"][missed].isnan().all() and data["bonds_ang"][~missed].isfinite().all()
-
-
-def test_a_reading_stays_as_it_was_given():
-    """All rows at once is the quick way, which must not hand out the buffers themselves."""
-    instrument = column(2, drift={"speed_ang_per_s": 0.3}, pictures=True)
-    rows, one = every_row(2, torch.device("cpu")), torch.ones(2)
-    given = [
-        instrument.execute(instruction)
-        for instruction in (
-            Scan(rows, one * FOV_ANG, (16, 16), one * 1e-3, full_frames(2, rows.device), (ATOMS, "haadf")),
-            Park(rows, 0.4 * one, 0.6 * one),
-            Dwell(rows, one, 8, TraceRule(rise=0.1, baseline_samples=1, window_samples=1)),
-            Read(rows, "clock_s"),
-        )
-    ]
-    before = [{key: value.clone() for key, value in readings(reading).items()} for reading in given]
-    scan(instrument)
-    dwell(instrument, torch.tensor([[0.9, 0.1], [0.2, 0.3]]), 3.0)
-    for reading, kept in zip(given, before, strict=True):
-        for key, value in readings(reading).items():
-            torch.testing.assert_close(
-                value, kept[key], rtol=0.0, atol=0.0, equal_nan=True, msg=f"{reading.verb} {key}"
-            )
-
-
-def readings(reading: Reading) -> dict[str, Tensor]:
-    """All tensors of a reading."""
-    ledger = {key: getattr(reading, key) for key in ("seconds", "electrons", "electrons_per_ang2")}
-    return {**ledger, **reading.data, **reading.calibration}

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from stem_gym.core.batch import every_row
 from stem_gym.core.conformance import check_instrument
 from stem_gym.core.errors import CapabilityError, ConfigError, InstructionError
 from stem_gym.core.instructions import (
@@ -27,7 +26,6 @@ from stem_gym.core.instructions import (
     Set,
     TraceRule,
     Wait,
-    full_frames,
 )
 from stem_gym.core.periodic import nearest_image
 from stem_gym.core.streams import Streams, row_seeds
@@ -450,33 +448,3 @@ def test_a_row_that_waits_for_nothing_draws_nothing_whoever_waits_beside_it():
             instrument.execute(Wait(every(instrument), torch.tensor(seconds)))
         places.append(instrument.truth()["frame_centre_ang"][0].clone())
     assert torch.equal(*places)
-
-
-def test_a_reading_stays_as_it_was_given():
-    """All rows at once is the quick way, which must not hand out the buffers themselves."""
-    instrument = microscope(2, drift={"speed_ang_per_s": 0.3})
-    rows, one = every_row(2, torch.device("cpu")), torch.ones(2)
-
-    def look(x: float) -> list[Reading]:
-        return [
-            instrument.execute(instruction)
-            for instruction in (
-                Scan(rows, one * FOV_ANG, (16, 16), one * x * 1e-4, full_frames(2, rows.device)),
-                Park(rows, x * one, 0.6 * one),
-                Dwell(rows, one * x, 8, TraceRule(rise=0.1, baseline_samples=1, window_samples=1)),
-                Read(rows, "clock_s"),
-            )
-        ]
-
-    def tensors(reading: Reading) -> dict[str, Tensor]:
-        ledger = {key: getattr(reading, key) for key in ("seconds", "electrons", "electrons_per_ang2")}
-        return {**ledger, **reading.data, **reading.calibration}
-
-    given = look(0.4)
-    before = [{key: value.clone() for key, value in tensors(reading).items()} for reading in given]
-    look(0.8)
-    for reading, kept in zip(given, before, strict=True):
-        for key, value in tensors(reading).items():
-            torch.testing.assert_close(
-                value, kept[key], rtol=0.0, atol=0.0, equal_nan=True, msg=f"{reading.verb} {key}"
-            )

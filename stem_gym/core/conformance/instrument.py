@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stem_gym.core.batch import every_row
 from stem_gym.core.conformance.examples import Examples, tensor_fields
 from stem_gym.core.errors import ConformanceError, StemGymError
 from stem_gym.core.instructions import ATOMS, VERBS, Acquire, Dwell, Instruction, Read, Reading, Scan, Set, Wait, verb
@@ -35,7 +36,8 @@ def check_instrument(
 
     The rules: capabilities that are well formed; a reading with the right rows, shapes and ledger for every verb that
     it claims; no effect of an instruction that it refuses, nor on rows that are not named; JSON there and back; the
-    same streams give the same answers where it is simulated; a beam that is blanked after an abort; closing twice.
+    same streams give the same answers where it is simulated, also for a list that is known to be all rows; a beam that
+    is blanked after an abort; closing twice.
     What it does is small (a frame of `frame_shape`, dwells of 20 ms, a stage move of 1 Å; a real instrument's controls
     are set to the values that they have). `options` go to its reset. Raises ConformanceError for the first rule broken.
     """
@@ -48,6 +50,7 @@ def check_instrument(
     if instrument.capabilities.simulated:
         check.rows_apart()
         check.repeats()
+        check.known_rows()
     check.abort_and_close()
 
 
@@ -183,6 +186,21 @@ class _Check:
                 answers |= _tensors(self.instrument.execute(self.examples.of(name, last)), name)
             runs.append(answers)
         _same(runs[1], runs[0], "The same streams give the same readings, whatever other rows do")
+
+    def known_rows(self) -> None:
+        """A list that is known to be all rows does what the same rows listed do, and no reading changes afterwards."""
+        start, runs = self.streams.snapshot(), []
+        for rows in (self.all, every_row(self.instrument.rows, self.instrument.device)):
+            self.streams.restore(start)
+            self.instrument.reset(self.streams, rows, self.options)
+            readings = [self.instrument.execute(self.examples.of(name, rows)) for name in self.claimed]
+            given = {key: value for reading in readings for key, value in _tensors(reading, reading.verb).items()}
+            kept = {key: value.clone() for key, value in given.items()}
+            for name in self.claimed:
+                self.instrument.execute(self.examples.of(name, rows))
+            _same(given, kept, "A reading stays as it was given")
+            runs.append(kept | self._fingerprint())
+        _same(runs[1], runs[0], "A list that is known to be all rows does what the same rows listed do")
 
     def abort_and_close(self) -> None:
         """Safe after an abort, usable after the next reset, closed as often as one likes."""
