@@ -133,6 +133,19 @@ def test_the_plasmon_falls_from_the_bulk_to_the_monolayer():
     torch.testing.assert_close(peak, recipe.plasmon_ev(), atol=0.3, rtol=0.0)  # a channel is 0.25 eV
 
 
+def test_more_layers_lose_more():
+    """At its peak Im(−1/eps) = Ep / Γ; at 60 keV m v² = 101.8 keV and theta_E = E / (gamma m v²) = 0.167 mrad at 19 eV.
+
+    A channel, 0.25 eV wide, is at most half of that from the peak: (0.25 / 6)² of it.
+    """
+    recipe = FlakesRecipe(monolayer_ev=19.0, monolayer_width_ev=6.0, energy_spread_ev=0.0)
+    layers = recipe.build(Streams(row_seeds(1, 1)), torch.arange(1), (8, 8)).components[0, :3]
+    torch.testing.assert_close(layers, layers[0] * torch.tensor([[1.0], [2.0], [3.0]]), rtol=1e-5, atol=0.0)
+    per_nm = 19.0 / 6.0 * math.log(1.0 + (20.0 / 0.167) ** 2) / (math.pi * 0.0529177 * 101.8e3)
+    channel = 32.0 / 127.0
+    assert float(layers[0].max()) == pytest.approx(0.5 * channel * 0.649 * per_nm, rel=0.01)
+
+
 def test_the_area_of_a_damped_loss_peak():
     energy = np.linspace(1e-3, 4000.0, 2_000_000)
     for plasma, damping in ((10.6, 2.5), (15.0, 8.0), (19.0, 0.5)):
