@@ -1,9 +1,11 @@
-"""The `stem-gym` command: list, show, check, train, bench, deploy, fit-rates, demo.
+"""The `stem-gym` command: list, show, check, train, bench, deploy, search, explain, fit-rates, demo.
 
 Exit codes: 0 done; 1 a check or a demanded figure failed; 2 bad input; 130 stopped by Ctrl-C, 143 by
 SIGTERM, what was done is kept.
 An error is one message that says what was wrong, what was given and what would be right; `--debug` adds the traceback.
 Nothing heavy is imported before a command needs it.
+
+This file is longer than 400 lines because all words of the command line stand in one place.
 """
 
 from __future__ import annotations
@@ -229,6 +231,82 @@ class Deploy(Common):
 
 
 @dataclass(frozen=True)
+class Search(Common):
+    """Search a field with an agent that explains itself; record every decision, and ask before each if you like."""
+
+    agent: Positional[str] = tyro.MISSING
+    """Agent that searches, such as dkl."""
+    id: Positional[str] = tyro.MISSING
+    """Environment id of a spectrum search."""
+    record: Path | None = None
+    """Folder for the log of decisions; `stem-gym explain` reads it."""
+    ask: bool = False
+    """Ask before every measurement: approve, veto, pin a place, change what is wanted or how it decides."""
+    seed: int = 0
+    """Seed of the world."""
+    using: Annotated[Texts, tyro.conf.arg(name="with")] = ()
+    """Change a setting of the agent: NAME=VALUE, such as first_places=5."""
+    set: Texts = ()
+    """Change a value of the environment's configuration: KEY.PATH=VALUE."""
+
+    def run(self, screen: Console) -> int:
+        from stem_gym.jobs import outcome, search
+        from stem_gym.jobs.progress import Progress
+
+        settings, overrides = parse_overrides(self.using), parse_overrides(self.set)
+        job = search.Search(self.agent, self.id, self.record, self.ask, self.seed, settings, overrides)
+        try:
+            with Progress(screen) as progress:
+                watch = None if self.ask else lambda step, info: progress.steps(0, info)
+                done = search.search(job, watch, lambda text: screen.print(escape(text)))
+        except KeyboardInterrupt:
+            return _stopped(screen, f"What was recorded is in {self.record}." if self.record else "")
+        if self.json:
+            _print_json(outcome.document([done], self.seed))
+        else:
+            screen.print(outcome.episode_table(done))
+        if self.record is not None:
+            screen.print(f"Recorded in {self.record}")
+        return OK
+
+
+@dataclass(frozen=True)
+class Explain(Common):
+    """Say and draw why a recorded decision was made, and what it would have been if."""
+
+    folder: Positional[Path] = tyro.MISSING
+    """Folder that `stem-gym search --record` wrote."""
+    step: int | None = None
+    """Step of the episode, from 0; the last one, if not given."""
+    row: int = 0
+    """Row, where several were recorded."""
+    out: Path | None = None
+    """PNG, PDF or SVG to draw."""
+    acquisition: str | None = None
+    """What if this had been the acquisition function, such as thompson?"""
+    scalarizer: str | None = None
+    """What if this had been wanted, by its name in the task?"""
+    measured: tuple[float, ...] = ()
+    """What if the cell X Y had been measured at that step, with this VALUE?"""
+
+    def run(self, screen: Console) -> int:
+        from stem_gym.jobs import search
+
+        told = search.explain(
+            search.Question(
+                self.folder, self.step, self.row, self.out, self.acquisition, self.scalarizer, self.measured
+            )
+        )
+        if self.json:
+            _print_json(told)
+        for line in () if self.json else search.sentences(told):
+            screen.print(escape(line))
+        if self.out is not None:
+            screen.print(f"Drawn to {self.out}")
+        return OK
+
+
+@dataclass(frozen=True)
 class FitRates(Common):
     """Learn the jump-rate map of a doped sheet from recorded episodes, and write it as a configuration."""
 
@@ -291,6 +369,8 @@ _COMMANDS = {
     "train": Train,
     "bench": Bench,
     "deploy": Deploy,
+    "search": Search,
+    "explain": Explain,
     "fit-rates": FitRates,
     "demo": Demo,
 }

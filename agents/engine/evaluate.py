@@ -39,7 +39,7 @@ def evaluate(
         raise PolicyError(f"The policy {policy.name!r} was made for {policy.face.id}; it was asked to run on {id}.")
     own = env is None
     venv = make_env(id, policy.face.rows, **overrides) if env is None else env
-    _check_mode(venv)
+    check_mode(venv)
     try:
         return _Run(policy, venv, row_seeds(seed, episodes), progress, {} if finished is None else finished).finish()
     finally:
@@ -52,7 +52,8 @@ def make_env(id: str, rows: int, **overrides: Any) -> gymnasium.vector.VectorEnv
     return gymnasium.make_vec(id, num_envs=rows, autoreset_mode=AutoresetMode.DISABLED, **overrides)
 
 
-def _check_mode(venv: gymnasium.vector.VectorEnv) -> None:
+def check_mode(venv: gymnasium.vector.VectorEnv) -> None:
+    """Raises CapabilityError for a vector env that starts episodes by itself."""
     mode = venv.metadata.get("autoreset_mode")
     if mode not in (AutoresetMode.DISABLED, "Disabled"):
         raise CapabilityError(

@@ -26,6 +26,26 @@ def space_as_data(space: spaces.Space[Any]) -> Any:
     raise ConfigError(f"The space {space} can not be written down: Box, Discrete, MultiDiscrete or Dict only.")
 
 
+def space_from_data(data: Any) -> spaces.Space[Any]:
+    """The space that `space_as_data` wrote down. Raises ConfigError for anything else."""
+    try:
+        ((kind, given),) = data.items()
+        if kind == "Dict":
+            return spaces.Dict({key: space_from_data(part) for key, part in given.items()})
+        if kind == "Box":
+            shape, dtype = tuple(given["shape"]), np.dtype(given["dtype"])
+            ends = [np.asarray(given[end], dtype=np.float64).astype(dtype) for end in ("low", "high")]
+            low, high = (np.full(shape, end) if end.ndim == 0 else end.reshape(shape) for end in ends)
+            return spaces.Box(low, high, shape, dtype.type)
+        if kind == "MultiDiscrete":
+            return spaces.MultiDiscrete(given)
+        if kind == "Discrete":
+            return spaces.Discrete(given)
+    except (AttributeError, KeyError, TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(f"Not a space that was written down: {error!r}; given {data!r:.80}.") from error
+    raise ConfigError(f"A space is a Box, Discrete, MultiDiscrete or Dict; given {kind!r}.")
+
+
 def _bound(values: np.ndarray) -> Any:
     """JSON knows no infinity: it is written as text."""
     data = [float(x) if np.isfinite(x) else str(float(x)) for x in values.ravel()]
