@@ -66,8 +66,8 @@ class MapNetwork(nn.Module):
         with torch.no_grad():  # at the start the two numbers below decide alone
             self.around.weight.mul_(0.1)
             self.here.weight.mul_(0.1)
-        self.greed, self.curiosity = (nn.Parameter(torch.tensor(w)) for w in (settings.greed, settings.curiosity))
-        self.log_sharpness = nn.Parameter(torch.tensor(math.log(settings.sharpness)))
+        self.greed, self.curiosity = (nn.Parameter(torch.tensor([w])) for w in (settings.greed, settings.curiosity))
+        self.log_sharpness = nn.Parameter(torch.tensor([math.log(settings.sharpness)]))
         self.critic = nn.Sequential(nn.Linear(2 * _PLANES, 64), nn.Tanh(), nn.Linear(64, 1))
 
     def forward(self, observation: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

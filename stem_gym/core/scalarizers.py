@@ -5,6 +5,8 @@ A scalarizer is a frozen, named setting that can be written in a YAML or made in
 second and channel, into numbers (…); `axis` says what the channels are: (C,) energies in eV for spectra, (C, 2)
 scattering angles (x, y) in mrad for the pixels of a diffraction pattern, row by row. Sums are taken along the channels
 and not as products of matrices, whose last digits depend on how many spectra there are.
+
+This file is longer than 400 lines because it is a list: every kind takes a few, and they are made of one another.
 """
 
 from __future__ import annotations
