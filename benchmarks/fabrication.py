@@ -1,6 +1,6 @@
 """Agents that move atoms, in the same worlds: success at a time limit, time to the goal, its cost, and regret.
 
-python benchmarks/fabrication.py                  # 64 worlds each; stores results/fabrication.json
+python benchmarks/fabrication.py                  # 64 worlds each, 400 for pairs; stores results/fabrication.json
 python benchmarks/fabrication.py --show           # prints the table of the stored figures
 """
 
@@ -32,6 +32,9 @@ IDS = tuple(
 )
 AGENTS = ("uniform", "greedy", "greedy_feedback", "planner", "ppo")
 BEST = "planner"
+# Two agents whose difference is small against the spread between worlds: compared world by world, in more of them.
+PAIRS = (("stem_gym/BeamFabrication-feedback-v0", "greedy_feedback", "greedy"),)
+PAIR_EPISODES = 400
 LIMITS_S = (60.0, 120.0, 300.0, 600.0)
 CURVE_S = tuple(float(seconds) for seconds in range(10, 601, 10))
 COLUMNS = {
@@ -64,8 +67,9 @@ def measure(ids: Sequence[str], episodes: int, seed: int, folder: Path) -> None:
     with Progress(Console(stderr=True)) as progress:
         for id in ids:
             fresh = _measure_one(id, episodes, seed, progress)
+            fresh["pairs"] = [_measure_pair(pair, seed, progress) for pair in PAIRS if pair[0] == id]
             stored = json.loads(path.read_text()) if path.exists() else {}
-            for part in ("summary", "curves"):
+            for part in ("summary", "curves", "pairs"):
                 kept = [row for row in stored.get(part, []) if row["id"] != id]
                 fresh[part] = kept + fresh[part]
             outcome.write_whole(path, json.dumps({"versions": outcome.versions()} | fresh, indent=1) + "\n")
@@ -98,6 +102,28 @@ def _measure_one(id: str, episodes: int, seed: int, progress: Progress) -> dict[
     return {"summary": rows, "curves": curves}
 
 
+def _measure_pair(pair: tuple[str, str, str], seed: int, progress: Progress) -> dict[str, Any]:
+    """By how many seconds one agent reaches the goal before the other, in the same worlds; failures count the limit."""
+    id, *names = pair
+    env = gymnasium.make_vec(id, num_envs=PAIR_EPISODES, autoreset_mode=AutoresetMode.DISABLED)
+    try:
+        policies = [agents.make(name, env) for name in names]
+        found = [
+            agents.evaluate(policy, id, PAIR_EPISODES, seed, env, _report(progress, id, policy.name))
+            for policy in policies
+        ]
+        config_hash = hash_of(env)
+    finally:
+        env.close()
+    row: dict[str, Any] = {"id": id, "agent": names[0], "against": names[1], "episodes": PAIR_EPISODES, "seed": seed}
+    row["config_hash"], limit_s = config_hash, LIMITS_S[-1]
+    for name, episodes in zip(("agent", "against"), found, strict=True):
+        seconds = outcome.mean_and_error(times.censored_s(episodes, limit_s))
+        row[f"{name}_s"], row[f"{name}_s_error"] = seconds
+    row["sooner_s"], row["sooner_s_error"] = times.regret_s(found[1], found[0], limit_s)
+    return row
+
+
 def _expected(policy: Any, env: Any, seeds: list[int]) -> dict[str, float]:
     """What the planner expects for these worlds, opening frame included; for one atom only."""
     if env.unwrapped.task_config["dopants"] > 1:
@@ -115,7 +141,21 @@ def markdown(stored: Mapping[str, Any]) -> str:
     limits = [f"{limit_s:g} s" for limit_s in LIMITS_S[1:]]
     header = ["environment", "agent", *(f"success in {limit}" for limit in limits), *COLUMNS.values()]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    return "\n".join(lines + [_line(row) for row in stored["summary"]])
+    return "\n".join(lines + [_line(row) for row in stored["summary"]] + _pair_lines(stored.get("pairs", [])))
+
+
+def _pair_lines(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each pair; the interval is that of the mean of paired differences."""
+    lines = []
+    for row in pairs:
+        low, high = (row["sooner_s"] + side * 1.96 * row["sooner_s_error"] for side in (-1.0, 1.0))
+        lines.append(
+            f"\nIn {row['episodes']} equal worlds of {row['id'].rpartition('/')[2]} {row['agent']} takes "
+            f"{outcome.shown(row['agent_s'], row['agent_s_error'])} s and {row['against']} "
+            f"{outcome.shown(row['against_s'], row['against_s_error'])} s: world by world it is "
+            f"{row['sooner_s']:.1f} s sooner (95 % interval {low:.1f} to {high:.1f} s)."
+        )
+    return lines
 
 
 def _line(row: Mapping[str, Any]) -> str:

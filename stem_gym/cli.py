@@ -318,6 +318,8 @@ class FitRates(Common):
     """Half the width of the ranges that are written, in standard deviations; 0 writes the estimates alone."""
     reference_pa: float = 100.0
     """Beam current that the rates are for."""
+    energy_kev: float | None = None
+    """Beam energy of the recordings: the map then says that it holds there, and is refused elsewhere."""
     level: float = 0.9
     """Level of the intervals that are told."""
     fix: Texts = ()
@@ -328,7 +330,7 @@ class FitRates(Common):
         from stem_gym.jobs.progress import Progress
 
         fixed = parse_overrides(self.fix)
-        job = fit_rates.FitJob(self.recordings, self.sds, self.reference_pa, self.level, fixed)
+        job = fit_rates.FitJob(self.recordings, self.sds, self.reference_pa, self.level, fixed, self.energy_kev)
         with Progress(screen) as progress:
             rates = fit_rates.fit_rates(job, progress.update)
         if self.out is not None:

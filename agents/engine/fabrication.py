@@ -70,6 +70,7 @@ class Workplace:
     skip_frames: bool
     trace: int
     stops: bool
+    energies: int  # beam energies to choose from; 0 where there is no choice
 
     @property
     def radius_ang(self) -> float:
@@ -93,21 +94,31 @@ class Workplace:
         """Actions (B, …): the beam at `beam_ang` (B, 2) in the atom's own frame for `dwell_s` (B,), then a frame.
 
         A place out of reach is drawn in along its direction; discrete actions name the neighbour and the dwell that
-        come nearest.
+        come nearest. The beam energy stays the first of those allowed.
         """
         place = turned(beam_ang, scene.angle)
         if self.dwells_s:
             ahead = (scene.bonds_ang * place[:, None]).sum(axis=-1)  # (B, 3)
             dwell = np.abs(np.log(np.array(self.dwells_s) / dwell_s[:, None])).argmin(axis=1)
+            skipped = self.skip_frames & ~np.broadcast_to(frame, (len(dwell),))
+            dwell = dwell + len(self.dwells_s) * skipped
             return np.asarray(ahead.argmax(axis=1) + 3 * dwell, dtype=np.int64)
         part = place / self.reach_ang
         columns = [part / np.abs(part).max(axis=1, keepdims=True).clip(min=1.0)]
         if self.dwell_min_s < self.dwell_max_s:
             share = np.log(dwell_s / self.dwell_min_s) / np.log(self.dwell_max_s / self.dwell_min_s)
             columns.append(2.0 * share[:, None] - 1.0)
+        if self.energies:
+            columns.append(np.full((len(part), 1), -1.0))
         if self.skip_frames:
             columns.append(np.where(np.broadcast_to(frame, (len(part),)), 1.0, -1.0)[:, None])
         return np.concatenate(columns, axis=1).clip(-1.0, 1.0).astype(np.float32)
+
+    def short_ang(self, scene: Scene, beam_ang: Array) -> Array:
+        """How far (B,) from `beam_ang` (B, 2) `action` puts the beam, because the place is out of reach."""
+        part = turned(beam_ang, scene.angle) / self.reach_ang
+        kept: Array = 1.0 / np.abs(part).max(axis=1).clip(min=1.0)
+        return (1.0 - kept) * np.linalg.norm(beam_ang, axis=1)
 
     def look_again(self, scene: Scene) -> tuple[Array, Array]:
         """A step that does least: the beam as far off as it goes, (B, 2) Å, for the shortest dwell (B,)."""
@@ -136,4 +147,5 @@ def workplace_of(face: Face, agent: str) -> Workplace:
         )
     task: dict[str, Any] = {key: face.task[key] for key in _NEEDED}
     stops = task.pop("stop") is not None
-    return Workplace(**task | {"dwells_s": tuple(task["dwells_s"])}, stops=stops)
+    energies = len(face.task.get("energies_kev", ()))
+    return Workplace(**task | {"dwells_s": tuple(task["dwells_s"])}, stops=stops, energies=energies)

@@ -111,7 +111,10 @@ class MoveStage(Instruction):
 
 @dataclass(frozen=True)
 class Set(Instruction):
-    """Set one allow-listed control; the unit is in its name (defocus_ang, current_pa, beam_shift_x_ang, …)."""
+    """Set one allow-listed control; the unit is in its name (defocus_ang, current_pa, beam_shift_x_ang, …).
+
+    Answers the control under its own name, (n,), as read back.
+    """
 
     name: str
     value: Tensor  # (n,)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,10 +23,16 @@ _ROUNDING = 1e-6  # relative; the ends of a range belong to it, and 1e-8 in sing
 
 @dataclass(frozen=True)
 class Limits:
-    """What a value may be, ends included, in the unit of its name."""
+    """What a value may be, ends included, in the unit of its name; where there are `values`, one of these alone."""
 
     low: float
     high: float
+    values: tuple[float, ...] = ()
+
+    @classmethod
+    def one_of(cls, values: Sequence[float]) -> Limits:
+        """A control that stands at certain values alone."""
+        return cls(min(values), max(values), tuple(values))
 
 
 _ANYTHING = Limits(-math.inf, math.inf)
@@ -184,3 +190,12 @@ def _check_values(instruction: Instruction, name: str, limits: Mapping[str, Limi
                 f"{name}.{key} must be finite and within [{allowed.low:g}, {allowed.high:g}]; "
                 f"given {low:g} to {high:g}."
             )
+        if allowed.values:
+            _check_choice(f"{name}.{key}", value, allowed.values)
+
+
+def _check_choice(key: str, value: Tensor, choices: tuple[float, ...]) -> None:
+    known = torch.tensor(choices, dtype=value.dtype, device=value.device)
+    if bool(((value.unsqueeze(1) - known).abs() > _ROUNDING * known.abs()).all(1).any()):
+        given = [float(f"{number:g}") for number in value.unique().tolist()[:8]]
+        raise InstructionError(f"{key} must be one of {', '.join(f'{one:g}' for one in choices)}; given {given}.")

@@ -27,6 +27,7 @@ class Needs:
     verbs: frozenset[str]
     detectors: frozenset[str] = frozenset()
     dopants: int = 0  # atoms to work with in each specimen
+    controls: frozenset[str] = frozenset()  # names that it sets
 
 
 @dataclass(frozen=True)

@@ -274,6 +274,11 @@ def check_capabilities(task: Task[Any], instrument: Instrument) -> None:
             f"{type(task).__name__} needs the detector(s) {', '.join(detectors)}, which {name} lacks; "
             f"it has {sorted(has.detectors)}."
         )
+    if controls := sorted(task.needs.controls - has.settable.keys()):
+        raise CapabilityError(
+            f"{type(task).__name__} needs to set {', '.join(controls)}, which {name} does not let it; "
+            f"settable: {', '.join(sorted(has.settable)) or 'nothing'}."
+        )
     if has.dopants is not None and has.dopants < task.needs.dopants:
         raise CapabilityError(
             f"{type(task).__name__} needs {task.needs.dopants} dopants in each specimen; those of {name} may have "

@@ -8,7 +8,6 @@ Without pictures to render, thousands of rows run side by side.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,14 +24,16 @@ from stem_gym.core.batch import (
 )
 from stem_gym.core.config import parse
 from stem_gym.core.errors import ConfigError
-from stem_gym.core.instructions import Blank, Dwell, Instruction, Park, Read, Reading, Scan, Wait, no_dose
+from stem_gym.core.instructions import Blank, Dwell, Instruction, Park, Read, Reading, Scan, Set, Wait, no_dose
 from stem_gym.core.periodic import nearest_image
 from stem_gym.core.streams import Streams
 from stem_gym.core.units import ELECTRONS_PER_PC
-from stem_gym.instruments.column import Column, ColumnRows
+from stem_gym.instruments.column import Column
+from stem_gym.instruments.sheet_beams import Beams
+from stem_gym.instruments.sheet_haze import ATOMS_PER_ANG2, Haze
+from stem_gym.instruments.sheet_rows import SheetRows
 from stem_gym.simulator.detectors import detect, expected_electrons, line_jitter_ang
 from stem_gym.simulator.drift import DriftState, frame_time_s, start_drift
-from stem_gym.simulator.event_rates import CrossSections, KineticsModel
 from stem_gym.simulator.exposure import (
     check_region,
     displacement_of_rows,
@@ -43,32 +44,16 @@ from stem_gym.simulator.exposure import (
     straight,
 )
 from stem_gym.simulator.finder import View
-from stem_gym.simulator.flux import FluxTable, density_at, highest_lattice_sum
-from stem_gym.simulator.jumps import BOND_ANG
-from stem_gym.simulator.kinetics import Beam, Frame, Kinetics
+from stem_gym.simulator.flux import density_at
+from stem_gym.simulator.kinetics import Beam, Frame
 from stem_gym.simulator.microscope import SheetColumn, sheet_capabilities
-from stem_gym.simulator.optics import Optics
 from stem_gym.simulator.pictures import Pictures
-from stem_gym.simulator.scattering import OBJECT_SIGMA_ANG, haadf_cross_section_ang2
-from stem_gym.simulator.sheet import CARBON, NOTHING, Event, Sheet, beginning
+from stem_gym.simulator.sheet import CARBON, NOTHING, Event, beginning
 
 Config = SheetColumn  # what `settings` of this kind must be
 _SAMPLES = 8  # parts of a dwell without a trace
 _DWELL_KNOTS, _FRAME_KNOTS = 2, 4  # drift is drawn at so many times of an exposure and is straight in between
-_ATOMS_PER_ANG2 = 4.0 / (3.0 * 3.0**0.5 * BOND_ANG**2)  # of graphene
 _FRAME_PASSES = 64  # events that one frame may see; more would be no sheet any longer
-
-
-@dataclass
-class _Rows(ColumnRows):
-    """Everything that belongs to a row."""
-
-    sheet: Sheet
-    density: Tensor  # (B, R) flux table of the probe
-    signal: Tensor  # (B, R) the same, as wide as an atom scatters
-    seen_ang: Tensor  # (B, 2) the sample's displacement when the last frame ended
-    series: Tensor  # (B, 2 N, 2 N) the expected picture as a real series; (B, 0) where there are no pictures
-    transfer: Tensor  # (B, Ny, Nx) or (B, 0)
 
 
 def make(settings: Mapping[str, Any], rows: int, device: torch.device) -> SheetMicroscope:
@@ -76,7 +61,7 @@ def make(settings: Mapping[str, Any], rows: int, device: torch.device) -> SheetM
     return SheetMicroscope(parse(Config, settings, "instrument"), rows, device)
 
 
-class SheetMicroscope(Column[_Rows]):
+class SheetMicroscope(Column[SheetRows]):
     """Executes Scan (channel "atoms"), Park, Dwell, Blank, Wait and Read on simulated sheets.
 
     What a scan answers is told by `core.instructions.Scan`.
@@ -88,7 +73,7 @@ class SheetMicroscope(Column[_Rows]):
         super().__init__(rows, device)
         self.config: Config = config
         self._fewest = sum(dopant.count_min for dopant in config.specimen.dopants)
-        self.capabilities = sheet_capabilities(config.pictures, self._fewest)
+        self.capabilities = sheet_capabilities(config, self._fewest)
         probe = config.probe
         if probe.astigmatism_ang > 0.0:
             raise ConfigError(
@@ -100,28 +85,19 @@ class SheetMicroscope(Column[_Rows]):
                 "instrument.drift.scale_error and shear_error must be 0: places are told as by a calibrated scan; "
                 f"given {config.drift.scale_error:g} and {config.drift.shear_error:g}."
             )
-        optics = Optics.of(1, device=self.device, **probe.model_dump(exclude={"defocus_sd_ang"}))
-        self._flux = FluxTable.of(optics, probe.defocus_sd_ang, config.specimen.thermal_sigma_ang)
-        blur = (config.specimen.thermal_sigma_ang**2 + OBJECT_SIGMA_ANG**2) ** 0.5
-        self._signal = FluxTable.of(optics, probe.defocus_sd_ang, blur)
-        elements = tuple(dict.fromkeys(dopant.element for dopant in config.specimen.dopants)) or ("Si",)
         self._slots = sum(dopant.count_max for dopant in config.specimen.dopants) + config.free_slots
         if self._slots == 0:
             raise ConfigError("instrument.specimen.dopants is empty, and no free_slots are given: nothing could move.")
-        bound = highest_lattice_sum(self._flux.density, BOND_ANG)
-        sections = _learned_sections(config.kinetics, probe.energy_kev)
-        self.kinetics = Kinetics(config.kinetics, probe.energy_kev, elements, bound, self.device, sections)
-        numbers = torch.arange(93, device=self.device)
-        energy = torch.tensor(probe.energy_kev, device=self.device)
-        inner, outer = config.detector.inner_mrad, config.detector.outer_mrad
-        self._weight_ang2 = haadf_cross_section_ang2(numbers, energy, inner, outer)  # by atomic number
-        carbon_ang2 = self._weight_ang2[CARBON]
-        self._excess_ang2, self._even_sheet = self._weight_ang2 - carbon_ang2, _ATOMS_PER_ANG2 * carbon_ang2
-        self._pictures = Pictures(config.specimen, optics, self._weight_ang2) if config.pictures else None
+        self._beams = Beams(config, self.device)
+        self.kinetics = self._beams.kinetics(config, self.device)
+        weight_ang2 = self._beams.weight_ang2[0]
+        self._pictures = Pictures(config.specimen, self._beams.optics, weight_ang2) if config.pictures else None
+        self._haze = Haze(config.kinetics.contamination, self._pictures)
         self._handlers: dict[type[Instruction], Any] = {
             Scan: self._scan,
             Park: self._park,
             Dwell: self._dwell,
+            Set: self._set,
             Blank: self._blank,
             Wait: self._wait,
             Read: self._read,
@@ -141,7 +117,7 @@ class SheetMicroscope(Column[_Rows]):
             "vacancies": sheet.open.sum(1),
         }
 
-    def _fresh(self, streams: Streams, rows: Tensor) -> _Rows:
+    def _fresh(self, streams: Streams, rows: Tensor) -> SheetRows:
         config, n = self.config, len(rows)
         specimen, neighbours = config.specimen.build_bonded(streams, rows, self.device)
         sheet = self.kinetics.sheet(specimen, neighbours, self._slots, streams, rows)
@@ -154,14 +130,19 @@ class SheetMicroscope(Column[_Rows]):
         if config.probe.defocus_sd_ang > 0.0:
             defocus = defocus + config.probe.defocus_sd_ang * streams.normal(rows)
         zero = torch.zeros(n, device=self.device)
+        density, signal = self._beams.densities(zero.long(), defocus)
         none = torch.zeros(n, 0, device=self.device)
         series, transfer = self._pictures.start(specimen, defocus) if self._pictures else (none, none.clone())
-        return _Rows(
+        return SheetRows(
             sheet=sheet,
             drift=start_drift(config.drift, streams, rows),
-            density=self._flux.rows(defocus),
-            signal=self._signal.rows(defocus),
+            defocus_ang=defocus,
+            density=density,
+            signal=signal,
+            weight_ang2=self._beams.weight_ang2[0].repeat(n, 1),
+            energy_kev=zero + config.probe.energy_kev,
             fov_ang=zero + config.fov_ang,
+            beam_shift_ang=torch.zeros(n, 2, device=self.device),
             place=torch.full((n, 2), 0.5, device=self.device),
             blanked=torch.ones(n, dtype=torch.bool, device=self.device),
             clock_s=zero,
@@ -183,12 +164,14 @@ class SheetMicroscope(Column[_Rows]):
         electrons = current * beam_s * ELECTRONS_PER_PC
         dose = electrons / size.prod(1)
         centre = middle - knots.mean(1)
-        self._disturb(rows, Frame(centre, size, dose, beam_s, seconds, current))
+        frame = Frame(centre, size, dose, beam_s, seconds, current)
+        self._disturb(rows, frame)
+        self._haze.after_frame(state, rows, frame)
         sheet = state.sheet
         cell, seen = take(sheet.cell_ang, rows), take(state.seen_ang, rows)
         view = View(cell, scan.fov_ang, scan.region, dose, drift.offset_ang, seen)
         near = take_rows(sheet.near, rows)
-        data = config.finder.find(near, take(sheet.there, rows), view, self._streams, rows)
+        data = config.finder.find(near, self._haze.in_sight(state, rows), view, self._streams, rows)
         if "haadf" in scan.channels:
             data["images"] = self._picture(scan, knots, drift)
         write(state.fov_ang, rows, scan.fov_ang)
@@ -255,6 +238,7 @@ class SheetMicroscope(Column[_Rows]):
         if dwell.stop is not None:
             drift = drift_at(used, knots, before, drift)
             counts = torch.where(torch.arange(samples, device=self.device) < used.unsqueeze(1), counts, torch.nan)
+        self._haze.after_dwell(state, rows, beam, used)
         seconds = sample_s * used
         electrons = current * seconds * ELECTRONS_PER_PC
         self._spend(rows, seconds, electrons, drift)
@@ -301,11 +285,37 @@ class SheetMicroscope(Column[_Rows]):
         cell = take(sheet.cell_ang, rows).view(-1, 1, 1, 2)
         away = nearest_image(beam.path_ang.unsqueeze(2) - place.unsqueeze(1), cell)
         distance = torch.linalg.vector_norm(away, dim=-1)  # (n, J, D)
-        excess = self._excess_ang2[number] * take(sheet.there, rows)
+        weight = take(state.weight_ang2, rows)
+        carbon = weight[:, CARBON].unsqueeze(1)
+        excess = (weight.gather(1, number) - carbon) * take(sheet.there, rows)
         extra = (density_at(take(state.signal, rows), distance) * excess.unsqueeze(1)).sum(2)
-        fraction = self._even_sheet + extra
+        fraction = ATOMS_PER_ANG2 * carbon + extra + self._haze.in_trace(state, rows, beam)
         mean = expected_electrons(fraction, beam.current_pa, beam.part_s[:, 0], config.detector)
         return detect(mean, self._streams, rows, config.detector)
+
+    def _set(self, control: Set) -> Reading:
+        data = {control.name: control.value}
+        if control.name == "energy_kev":
+            return self._pass_time(control, self._set_energy(control.rows, control.value), data)
+        self._shift_beam(control.rows, control.value, int(control.name == "beam_shift_y_ang"))
+        return self._pass_time(control, torch.full_like(control.value, self.config.overheads.set_s), data)
+
+    def _shift_beam(self, rows: Tensor, value_ang: Tensor, axis: int) -> None:
+        """The same as a move of the sample, but one that the software knows of."""
+        state = self._now
+        step = value_ang - state.beam_shift_ang[rows, axis]
+        for buffer, sign in ((state.beam_shift_ang, 1.0), (state.drift.position_ang, -1.0), (state.seen_ang, -1.0)):
+            buffer[rows, axis] += sign * step
+
+    def _set_energy(self, rows: Tensor, energy_kev: Tensor) -> Tensor:
+        """Probe, signal and rates of another energy, and the time (n,) that it takes: none where it is the same."""
+        state, number = self._now, self._beams.number(energy_kev)
+        change = number != state.sheet.energy[rows]
+        state.density[rows], state.signal[rows] = self._beams.densities(number, state.defocus_ang[rows])
+        state.weight_ang2[rows] = self._beams.weight_ang2[number]
+        state.energy_kev[rows] = energy_kev
+        self.kinetics.set_energy(state.sheet, rows, number)
+        return change * self.config.overheads.energy_s
 
     def _wait(self, wait: Wait) -> Reading:
         """Let the sample drift, and the sheet heal."""
@@ -315,14 +325,11 @@ class SheetMicroscope(Column[_Rows]):
         return self._pass_time(wait, seconds)
 
     def _read(self, read: Read) -> Reading:
-        value = getattr(self._now, read.name)[read.rows].float()
+        name, _, axis = read.name.partition("_shift_")
+        value = self._now.beam_shift_ang[:, "xy".index(axis[0])] if axis else getattr(self._now, name)
+        value = value[read.rows].float()
         return no_dose(read, torch.zeros(len(read.rows), device=self.device), {"value": value})
 
-
-def _learned_sections(model: KineticsModel, energy_kev: float) -> CrossSections | None:
-    """Cross sections from the displacement surrogate, where the configuration says so."""
-    if model.outcomes != "surrogate":
-        return None
-    from stem_gym.surrogates.displacement_rates import from_surrogate  # weights are read only where they are used
-
-    return from_surrogate(model, energy_kev)
+    def _spend(self, rows: Tensor, seconds: Tensor, electrons: Tensor, drift: DriftState) -> None:
+        super()._spend(rows, seconds, electrons, drift)
+        self._haze.after_time(self._now, rows, seconds)

@@ -257,7 +257,7 @@ class SimulatedMicroscope(Column[_Rows]):
             state.series[rows] = self._image(state.structure[rows], state.transfer[rows], specimen, value)
         else:
             state.beam_shift_ang[rows, int(control.name == "beam_shift_y_ang")] = value
-        return self._pass_time(control, torch.full_like(value, self.config.overheads.set_s))
+        return self._pass_time(control, torch.full_like(value, self.config.overheads.set_s), {control.name: value})
 
     def _wait(self, wait: Wait) -> Reading:
         return self._pass_time(wait, wait.time_s)

@@ -69,8 +69,10 @@ class _Row:
 def transitions_of(recording: Recording) -> Transitions:
     """All transitions of one recorded episode, of all its rows. It may be cut short, but must hold frames with atoms.
 
-    Raises RecordError for a recording without scans of "atoms", without dwells, or without a single transition.
+    Raises RecordError for a recording without scans of "atoms", without dwells, or without a single transition, and for
+    one in which the beam energy changes: its jumps have more than one rate map.
     """
+    _check_one_energy(recording)
     rows: dict[int, _Row] = {}
     for record in recording.records:
         _take_in(rows, record)
@@ -84,6 +86,16 @@ def transitions_of(recording: Recording) -> Transitions:
         f"The recording shows no dopant before and after an exposure: {looks} scans of 'atoms', {dwells} dwells. Give "
         "episodes of an instrument that answers Scan with the channel 'atoms', with Park and Dwell between scans."
     )
+
+
+def _check_one_energy(recording: Recording) -> None:
+    asked = [one.instruction for one in recording.records if isinstance(one.instruction, Set)]
+    energies = {value for one in asked if one.name == "energy_kev" for value in one.value.tolist()}
+    if len(energies) > 1:
+        raise RecordError(
+            f"The recording sets the beam energies {', '.join(f'{value:g}' for value in sorted(energies))} keV; a rate "
+            "map holds for one. Give recordings in which it stays as it is."
+        )
 
 
 def read_transitions(path: str | os.PathLike[str]) -> Transitions:

@@ -29,6 +29,7 @@ class FitJob:
     reference_pa: float = 100.0
     level: float = 0.9
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    energy_kev: float | None = None  # of the recordings' beam: what the map holds for; null: it does not say
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ def fit_rates(job: FitJob, watch: Watch | None = None) -> Rates:
     """
     if not 0.0 < job.level < 1.0 or not 0.0 <= job.sds <= 10.0:
         raise DataError(f"The level lies between 0 and 1, sds between 0 and 10; given {job.level} and {job.sds}.")
+    if job.energy_kev is not None and not 20.0 <= job.energy_kev <= 300.0:
+        raise DataError(f"The beam energy lies between 20 and 300 keV; given {job.energy_kev:g}.")
     files, parts = _files(job.recordings), []
     for number, path in enumerate(files):
         parts.append(read_transitions(path))
@@ -88,6 +91,8 @@ def fit_rates(job: FitJob, watch: Watch | None = None) -> Rates:
         intervals[name] = found.interval(name, job.level)
         _tell(watch, "intervals", number + 1, len(PARAMETERS))
     section = found.as_config(job.sds)
+    if job.energy_kev is not None:
+        section["valid_kev"] = {"low": job.energy_kev, "high": job.energy_kev}
     return Rates(found, tuple(files), len(transitions), transitions.jumps, job.level, intervals, section)
 
 

@@ -39,6 +39,12 @@ PUBLISHED = {
 }
 
 
+# Nobody has published how often germanium moves under a beam. It stands threefold and out of the sheet, or fourfold in
+# it, as silicon does (Tripathi et al., ACS Nano 12, 4641, 2018), and the atom that is struck is carbon for both; that
+# its rates are those of silicon is an assumption.
+ASSUMED_AS_SILICON = frozenset({"Ge"})
+
+
 class Damage(Config):
     """Loss of carbon by knock-on displacement."""
 
@@ -48,6 +54,23 @@ class Damage(Config):
     """threshold of a carbon with a missing neighbour"""
     pristine_ev: float = Field(default=21.14, gt=1, lt=100)
     """threshold in the perfect sheet (Susi et al., Nat. Commun. 7, 13040, 2016)"""
+
+
+class Contamination(Config):
+    """Growth of amorphous carbon on the sheet, in layers of as many atoms as the sheet has.
+
+    That it grows where the beam stays is well known (Dyck et al., J. Vac. Sci. Technol. B 36, 011801, 2018). Every
+    number here is an assumption: they depend on how clean the sheet and the column are.
+    """
+
+    layers_per_dose: float = Field(default=5e-11, ge=0)
+    """layers per e/Å² at a place: by default about one in a hundred seconds under a probe of 40 pA"""
+    layers_per_s: float = Field(default=1e-4, ge=0)
+    """layers per second everywhere, with the beam or without"""
+    pin_layers: float = Field(default=0.5, gt=0)
+    """below so many layers the events beside a dopant are 1/e as frequent"""
+    buried_layers: float = Field(default=2.0, gt=0)
+    """a dopant below more is not found in a frame"""
 
 
 class KineticsModel(Config):
@@ -69,7 +92,10 @@ class KineticsModel(Config):
     capture_per_s: float = Field(default=0.0, ge=0)
     """rate at which a vacancy catches a silicon adatom; an assumption likewise"""
     rates: dict[str, PublishedRates] = Field(default_factory=dict)
-    """cross sections of dopants by symbol, beside those built in for P, N and Al; Si comes from the thresholds"""
+    """cross sections of dopants by symbol, beside those built in for P, N and Al; Si comes from the thresholds, and
+    Ge, of which no number is published, is assumed to do as Si does"""
+    contamination: Contamination | None = None
+    """hydrocarbons that gather under the beam; null: a clean sheet stays clean"""
     vacancies_max: int = Field(default=8, ge=1, le=64)
     """vacancies that a row can hold"""
 

@@ -8,6 +8,7 @@ episode. `LorentzianJumps` is the public toy by which results can be laid beside
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -16,6 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from stem_gym.core.config import Config
+from stem_gym.core.errors import ConfigError
 from stem_gym.core.units import ANG2_PER_BARN
 from stem_gym.simulator.specimens import RandomRows
 
@@ -59,6 +61,9 @@ class CrossSectionJumps(Config):
     """threshold of the exchange where the dopant is raised to the side that the carbon is driven to"""
     exchange_far_ev: float = Field(default=13.5, gt=1, lt=100)
     """threshold where it is raised to the other side"""
+
+    def check_energies(self, energies_kev: Sequence[float]) -> None:
+        """Any: the cross section follows the energy."""
 
     def parameters(self, streams: RandomRows, rows: Tensor) -> Tensor:
         """Nothing differs between rows: (n, 0)."""
@@ -121,6 +126,8 @@ class JumpMap(Config):
     """rate wherever the beam is, at the reference current"""
     reference_pa: float = Field(default=100.0, gt=0)
     """current that the rates are for"""
+    valid_kev: Range | None = None
+    """beam energies that the map holds for; null: it does not say, and is taken at one energy alone"""
 
     @model_validator(mode="after")
     def _possible(self) -> JumpMap:
@@ -131,6 +138,20 @@ class JumpMap(Config):
             if (low := getattr(self, name).low) < 0.0:
                 raise ValueError(f"{name} must not be below 0; given from {low:g}")
         return self
+
+    def check_energies(self, energies_kev: Sequence[float]) -> None:
+        """Those of `valid_kev`. Raises ConfigError for others, with the range."""
+        if self.valid_kev is None:
+            remedy = "Leave instrument.energies_kev out, or give kinetics.jumps.valid_kev."
+            return _check_one_energy("The rates of the map", energies_kev, remedy)
+        low, high = self.valid_kev.low, self.valid_kev.high
+        outside = [energy for energy in energies_kev if not low - 1e-6 <= energy <= high + 1e-6]
+        if outside:
+            raise ConfigError(
+                f"The rate map holds for {low:g} to {high:g} keV (kinetics.jumps.valid_kev); given "
+                f"{', '.join(f'{energy:g}' for energy in outside)} keV."
+            )
+        return None
 
     def parameters(self, streams: RandomRows, rows: Tensor) -> Tensor:
         """Peak, centre (Å), width, anisotropy and floor of each row, (n, 5)."""
@@ -159,6 +180,15 @@ class JumpMap(Config):
         return expected[:, None].expand_as(aim.cross_section_barn)
 
 
+def _check_one_energy(law: str, energies_kev: Sequence[float], remedy: str) -> None:
+    """Raises ConfigError where a law that knows no energy is asked for several."""
+    if len(energies_kev) > 1:
+        raise ConfigError(
+            f"{law} do not follow the beam energy, and do not say for which they hold; given "
+            f"{', '.join(f'{energy:g}' for energy in energies_kev)} keV. {remedy}"
+        )
+
+
 class LorentzianJumps(Config):
     """The public toy: k = 1 / (1 + (4 d / a)²) per second, d from the beam to the neighbour, a the bond.
 
@@ -168,6 +198,10 @@ class LorentzianJumps(Config):
     kind: Literal["lorentzian"] = "lorentzian"
     bond_ang: float = Field(default=BOND_ANG, gt=0)
     """the length a"""
+
+    def check_energies(self, energies_kev: Sequence[float]) -> None:
+        """One alone. Raises ConfigError."""
+        _check_one_energy("The toy's rates", energies_kev, "Leave instrument.energies_kev out.")
 
     def parameters(self, streams: RandomRows, rows: Tensor) -> Tensor:
         """Nothing differs between rows: (n, 0)."""

@@ -13,19 +13,20 @@ its rate and accepted by the true one, which costs nothing where it is rare.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from stem_gym.core.batch import changed, every_row, put, rows_where, take, take_rows
+from stem_gym.core.batch import changed, every_row, put, rows_where, take, take_rows, write_rows
 from stem_gym.core.elements import atomic_number_of
 from stem_gym.core.errors import ConfigError
 from stem_gym.core.periodic import nearest_image
 from stem_gym.core.streams import Streams
 from stem_gym.core.units import ANG2_PER_BARN, ELECTRONS_PER_PC
-from stem_gym.simulator.event_rates import PUBLISHED, CrossSections, KineticsModel, from_thresholds
+from stem_gym.simulator.event_rates import ASSUMED_AS_SILICON, PUBLISHED, CrossSections, KineticsModel, from_thresholds
 from stem_gym.simulator.flux import density_at
 from stem_gym.simulator.jumps import Aim, FrameAim
 from stem_gym.simulator.sheet import (
@@ -67,36 +68,38 @@ class Frame:
 
 
 class Kinetics:
-    """The events of one model at one beam energy.
+    """The events of one model at one beam energy, or at each of several; a sheet begins with the first.
 
     `density_bound_per_ang2` is the most that the probe's densities at all atoms add up to. Raises ConfigError for
-    dopants without rates, and for an energy that the rates of a dopant do not cover. `sections` are those of the
-    thresholds where none are given.
+    dopants without rates, and for an energy that the rates of a dopant or the law of the jumps do not cover. `sections`
+    are those of the thresholds where none are given, else one for each energy.
     """
 
     def __init__(
         self,
         model: KineticsModel,
-        energy_kev: float,
+        energy_kev: float | Sequence[float],
         elements: tuple[str, ...],
         density_bound_per_ang2: float,
         device: torch.device,
-        sections: CrossSections | None = None,
+        sections: Sequence[CrossSections] | None = None,
     ) -> None:
         self.model, self.device = model, device
         self._bound = density_bound_per_ang2
-        self.sections = sections or from_thresholds(model, energy_kev)
+        energies = (float(energy_kev),) if isinstance(energy_kev, int | float) else tuple(energy_kev)
+        model.jumps.check_energies(energies)
+        each = tuple(sections or (from_thresholds(model, energy) for energy in energies))
+        self.sections = each[0]
         for symbol in model.rates:
             atomic_number_of(symbol)
-        self._number = torch.tensor([atomic_number_of(element) for element in elements], device=device)
-        self._barn = torch.tensor([self._sections(element, energy_kev) for element in elements], device=device)
-        pristine = self.sections.pristine_barn
-        self._worst = torch.tensor(
-            [pristine, max(self.sections.edge_barn, pristine)], device=device
-        )  # without, with edge
-        self._silicon_barn = torch.tensor(self._sections("Si", energy_kev), device=device)
+        kinds = (*elements, "Si")  # the last for what a vacancy catches
+        self._number = torch.tensor([atomic_number_of(element) for element in kinds], device=device)
+        barn = [[self._sections(kind, *at) for kind in kinds] for at in zip(energies, each, strict=True)]
+        self._barn = torch.tensor(barn, device=device)  # (E, kinds, 2, 5)
+        away = [(one.pristine_barn, one.edge_barn) for one in each]
+        self._away_barn = torch.tensor(away, device=device)  # (E, 2) of carbon away from dopants
 
-    def _sections(self, element: str, energy_kev: float) -> list[list[float]]:
+    def _sections(self, element: str, energy_kev: float, sections: CrossSections) -> list[list[float]]:
         """Cross sections (2, 5) of the events beside a dopant, for the far and the near side."""
         known = {**PUBLISHED, **self.model.rates}
         if element in known:
@@ -109,13 +112,14 @@ class Kinetics:
             ejection_barn = given.ejection_barn if self.model.damage else 0.0
             barn = [given.exchange_barn, ejection_barn, given.rotation_barn, given.reversal_barn]
             return [[*barn, given.replacement_barn]] * 2
-        if element != "Si":
+        if element != "Si" and element not in ASSUMED_AS_SILICON:
             raise ConfigError(
-                f"No rates are known for {element} in graphene; known: Si, {', '.join(sorted(known))}. "
+                f"No rates are known for {element} in graphene; known: Si, {', '.join(sorted(known))}, "
+                f"and {', '.join(sorted(ASSUMED_AS_SILICON))} by assumption. "
                 f"Give kinetics.rates.{element}."
             )
-        sides = (self.sections.exchange_far_barn, self.sections.exchange_barn)
-        return [[exchange, self.sections.ejection_barn, 0.0, 0.0, 0.0] for exchange in sides]
+        sides = (sections.exchange_far_barn, sections.exchange_barn)
+        return [[exchange, sections.ejection_barn, 0.0, 0.0, 0.0] for exchange in sides]
 
     def sheet(self, specimen: Specimen, neighbours: Tensor, slots: int, streams: Streams, rows: Tensor) -> Sheet:
         """The sheets of fresh specimens on `rows` (n,), with room for `slots` dopants."""
@@ -128,7 +132,8 @@ class Kinetics:
         number = specimen.atomic_number.gather(1, site)
         kind = (number.unsqueeze(-1) == self._number).float().argmax(-1)
         zero = torch.zeros(n, dtype=torch.int64, device=self.device)
-        barn = self._barn[kind] * there[:, :, None, None]
+        barn = self._barn[0, kind] * there[:, :, None, None]
+        site_count = specimen.xy_ang.shape[1] if self.model.contamination else 0
         nothing = Beside(*(torch.zeros(0, device=self.device),) * 5)
         sheet = Sheet(
             cell_ang=specimen.cell_ang,
@@ -144,6 +149,8 @@ class Kinetics:
             open=gone > 0.5,
             law=self.model.jumps.parameters(streams, rows),
             barn=barn,
+            energy=zero.clone(),
+            cover=torch.zeros(n, site_count, device=self.device),
             jumps=zero,
             lost=zero.clone(),
             edged=missing.any(1),
@@ -192,7 +199,15 @@ class Kinetics:
 
     def apply(self, sheet: Sheet, rows: Tensor, event: Event) -> None:
         """Change the buffers of `rows` (n,) as the events say."""
-        apply(sheet, rows, event, self._silicon_barn)
+        apply(sheet, rows, event, self._barn[:, -1])
+
+    def set_energy(self, sheet: Sheet, rows: Tensor, energy: Tensor) -> None:
+        """Give `rows` (n,) the rates of the energies with these numbers (n,); for good, or until the next change."""
+        number = sheet.atomic_number[rows[:, None], sheet.dopant[rows]]
+        kind = (number.unsqueeze(-1) == self._number).float().argmax(-1)
+        sheet.energy[rows] = energy
+        sheet.barn[rows] = self._barn[energy[:, None], kind] * sheet.there[rows][:, :, None, None]
+        write_rows(sheet.near, rows, look(sheet, rows))
 
     def _beside_in_dwell(self, sheet: Sheet, rows: Tensor, beam: Beam) -> Tensor:
         near, cell = take_rows(sheet.near, rows), take(sheet.cell_ang, rows)
@@ -220,7 +235,8 @@ class Kinetics:
 
     def _worst_barn(self, sheet: Sheet, rows: Tensor) -> Tensor:
         """(n,) the largest cross section of a carbon away from dopants; that of an edge only where there is one."""
-        return self._worst[take(sheet.edged, rows).long()]
+        away = self._away_barn[take(sheet.energy, rows)]
+        return torch.where(take(sheet.edged, rows), away.amax(1), away[:, 0])
 
     def _knock_out_bound(self, sheet: Sheet, rows: Tensor, beam: Beam) -> Tensor:
         flux = self._bound * beam.current_pa * ELECTRONS_PER_PC
@@ -286,7 +302,8 @@ class Kinetics:
         foreign = (number.gather(1, around).reshape(batch, sites, 3) != CARBON) & there
         whole = there.all(-1) & (neighbours != torch.arange(sites, device=row.device)[:, None]).all(-1)
         carbon = present & (number == CARBON) & ~foreign.any(-1)
-        return torch.where(whole, self.sections.pristine_barn, self.sections.edge_barn) * carbon
+        pristine, edge = self._away_barn[sheet.energy[row]].unsqueeze(2).unbind(1)
+        return torch.where(whole, pristine, edge) * carbon
 
 
 def _first(parts: Tensor, begin: Event, left: Tensor, uniform: Tensor) -> Event:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -51,6 +51,8 @@ class Overheads(Config):
     """a stage move"""
     set_s: float = Field(default=0.1, ge=0)
     """changing a control"""
+    energy_s: float = Field(default=30.0, ge=0)
+    """changing to another aligned beam energy, until the column has settled; an assumption"""
 
 
 class Microscope(Config):
@@ -107,6 +109,8 @@ class SheetColumn(Config):
     """what the software sees"""
     pictures: bool = False
     """whether frames can be had as pictures too (channel "haadf")"""
+    energies_kev: tuple[Annotated[float, Field(ge=20, le=300)], ...] = ()
+    """beam energies that are aligned beside the probe's own, and can be set"""
     free_slots: int = Field(default=0, ge=0, le=16)
     """room for dopants that a vacancy may catch"""
 
@@ -137,10 +141,14 @@ def capabilities() -> Capabilities:
     return Capabilities(frozenset(verbs), frozenset({"haadf"}), settable, readable, limits, None, True)
 
 
-def sheet_capabilities(pictures: bool, fewest_atoms: int) -> Capabilities:
-    """What the simulated column can do with a sheet: no stage, no controls, and atoms found in a frame."""
+def sheet_capabilities(config: SheetColumn, fewest_atoms: int) -> Capabilities:
+    """What the simulated column can do with a sheet: no stage, beam shift and energy, and atoms found in a frame."""
     column = capabilities()
-    verbs = column.verbs - {"MoveStage", "Set"}
+    verbs = column.verbs - {"MoveStage"}
+    settable = {name: column.settable[name] for name in ("beam_shift_x_ang", "beam_shift_y_ang")}
+    if config.energies_kev:
+        every = tuple(dict.fromkeys((config.probe.energy_kev, *config.energies_kev)))
+        settable["energy_kev"] = Limits.one_of(every)
     limits = {key: value for key, value in column.limits.items() if key.partition(".")[0] in verbs}
-    detectors = frozenset({ATOMS, "haadf"} if pictures else {ATOMS})
-    return Capabilities(verbs, detectors, {}, column.readable, limits, None, True, fewest_atoms)
+    detectors = frozenset({ATOMS, "haadf"} if config.pictures else {ATOMS})
+    return Capabilities(verbs, detectors, settable, column.readable, limits, None, True, fewest_atoms)

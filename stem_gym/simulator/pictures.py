@@ -43,10 +43,21 @@ class Pictures:
         row = rows.unsqueeze(1)
         return self._weight_ang2[sheet.atomic_number[row, sites]] * sheet.present[row, sites]
 
-    def change(self, sheet: Sheet, rows: Tensor, sites: Tensor, change_ang2: Tensor, transfer: Tensor) -> Tensor:
-        """What cross sections that changed by (n, 2) add to the series of `rows` (n,) with these transfer functions."""
+    def change(
+        self,
+        sheet: Sheet,
+        rows: Tensor,
+        sites: Tensor,
+        change_ang2: Tensor,
+        transfer: Tensor,
+        sigma_ang: float | None = None,
+    ) -> Tensor:
+        """What cross sections that changed by (n, S) at sites (n, S) add to the series of `rows` (n,).
+
+        `transfer` are their transfer functions; `sigma_ang` is the spread of the scatterers, by default of vibrations.
+        """
         place = sheet.xy_ang[rows.unsqueeze(1), sites]
-        sigma = torch.full_like(change_ang2, self._sigma_ang)
+        sigma = torch.full_like(change_ang2, self._sigma_ang if sigma_ang is None else sigma_ang)
         structure = imaging.scatterer_coefficients(sheet.cell_ang[rows], place, change_ang2, sigma, self._harmonics)
         return imaging.real_series(structure * transfer)
 

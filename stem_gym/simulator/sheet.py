@@ -30,7 +30,7 @@ class Beside:
     bond_ang: Tensor  # (B, D, 3, 2)
     atomic_number: Tensor  # (B, D) int64
     barn: Tensor  # (B, D, 5) for the side that it is raised to
-    allowed: Tensor  # (B, D, 3, 5) 1 for the events that can happen to each neighbour, else 0
+    allowed: Tensor  # (B, D, 3, 5) 1 for the events that can happen to each neighbour, else 0; less under contamination
 
 
 @dataclass
@@ -50,6 +50,8 @@ class Sheet:
     open: Tensor  # (B, V) bool
     law: Tensor  # (B, P) parameters of the jump law
     barn: Tensor  # (B, D, 2, 5) cross sections of the events beside a dopant; far and near side
+    energy: Tensor  # (B,) int64 which of the beam energies of the kinetics
+    cover: Tensor  # (B, K) contamination over each site, in units of what holds a dopant; (B, 0) where there is none
     jumps: Tensor  # (B,) int64 so far
     lost: Tensor  # (B,) int64 carbon atoms knocked out so far
     edged: Tensor  # (B,) bool, whether any atom has ever been without a neighbour
@@ -92,11 +94,14 @@ def look(sheet: Sheet, rows: Tensor) -> Beside:
     allowed = torch.stack((threefold, free, threefold, turned, threefold), dim=-1)
     side = sheet.raised[rows].long()[:, :, None, None].expand(-1, -1, 1, BESIDE)
     number = sheet.atomic_number[row, dopant]
-    return Beside(place, bond, number, sheet.barn[rows].gather(2, side).squeeze(2), allowed.float())
+    allowed = allowed.float()
+    if sheet.cover.shape[1]:
+        allowed = allowed * torch.exp(-sheet.cover[row, dopant])[:, :, None, None]
+    return Beside(place, bond, number, sheet.barn[rows].gather(2, side).squeeze(2), allowed)
 
 
 def apply(sheet: Sheet, rows: Tensor, event: Event, silicon_barn: Tensor) -> None:
-    """Change the buffers of `rows` (n,) as the events say; silicon that is caught gets `silicon_barn` (2, 5)."""
+    """Change the buffers of `rows` (n,) as the events say; silicon that is caught gets `silicon_barn` (E, 2, 5)."""
     happens = event.kind >= 0
     if not bool(happens.any()):
         return
@@ -152,4 +157,4 @@ def _fill(sheet: Sheet, row: Tensor, site: Tensor, with_silicon: Tensor, silicon
     r, s = row[with_silicon], site[with_silicon]
     new = (~sheet.there[r]).float().argmax(1)
     sheet.dopant[r, new], sheet.there[r, new], sheet.rotated[r, new] = s, True, 0
-    sheet.barn[r, new] = silicon_barn
+    sheet.barn[r, new] = silicon_barn[sheet.energy[r]]

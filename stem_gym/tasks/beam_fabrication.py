@@ -20,13 +20,16 @@ from torch.linalg import vector_norm
 from stem_gym.core.batch import add, changed, every_row, put, put_rows, rows_where, take, take_rows
 from stem_gym.core.config import Config
 from stem_gym.core.errors import ConfigError
-from stem_gym.core.instructions import ATOMS, Dwell, Instruction, Park, Reading, Scan, TraceRule, full_frames
+from stem_gym.core.instructions import ATOMS, Dwell, Instruction, Park, Reading, Scan, Set, TraceRule, full_frames
 from stem_gym.core.periodic import nearest_image
 from stem_gym.core.task import Marks, Needs, Observation, Score, Task
 
 BOND_ANG = 1.42  # of graphene; what "half a bond" is measured in
 _SCALE_ANG = 10.0  # lengths are told in this unit
 _FAR_ANG = 1e6
+_RECENTRE_ANG = 3.0  # from an edge of the frame: the beam beside an atom is still inside it
+_WORTH_ANG = 1.0  # a frame is recentred where that brings the atoms so much farther from its edge
+_BEAM_SHIFT = ("beam_shift_x_ang", "beam_shift_y_ang")
 
 # Named patterns: sites (n, m, sublattice) of a honeycomb with lattice vectors between second neighbours.
 PATTERNS: dict[str, tuple[tuple[int, int, int], ...]] = {
@@ -93,6 +96,10 @@ class BeamFabricationConfig(Config):
     """reward lost per carbon atom knocked out, and per dopant lost"""
     discount_s: float = Field(default=300.0, gt=0)
     """time over which future reward falls to 1/e, for learners that discount by microscope time: `discount` in info"""
+    energies_kev: tuple[float, ...] = Field(default=(), exclude_if=lambda value: not value)
+    """where given, an action also chooses the beam energy among these; an episode begins with the first"""
+    recentre_ang: float | None = Field(default=_RECENTRE_ANG, ge=0, exclude_if=lambda value: value == _RECENTRE_ANG)
+    """the beam shift follows the sample when an atom comes so near to an edge of the frame; null: never"""
     scores_from: Literal["truth", "perception"] = "truth"
     """what the reward is made of where both are known; an instrument without truth always gives perception"""
 
@@ -107,7 +114,9 @@ class State:
     bond_ang: Tensor  # (B, D, 3, 2) to their neighbours
     astray: Tensor  # (B, D) bool, whether the last frame did not show it
     goal_ang: Tensor  # (B, D, 2)
-    shift_ang: Tensor  # (B, 2) of the sample since the first frame
+    energy: Tensor  # (B,) int64 which of the allowed ones; -1 where there is no choice
+    shift_ang: Tensor  # (B, 2) of the sample in the frame since the first one, by drift and beam shift
+    beam_shift_ang: Tensor  # (B, 2) as it was set
     drift_ang_per_s: Tensor  # (B, 2) between the last two frames
     clock_s: Tensor  # (B,)
     frame_s: Tensor  # (B,) when the last frame ended
@@ -128,17 +137,21 @@ class BeamFabrication(Task[State]):
     """Bring dopants to their sites by parking the beam beside them; every electron may also break the sheet.
 
     A step parks the beam relative to the followed atom, opens it for a while, and takes a frame. The followed atom is
-    the one nearest to a goal that is still free; drift since the last frame is led.
+    the one nearest to a goal that is still free; drift since the last frame is led. Before an atom leaves the frame,
+    the beam shift brings atoms and goals back to its middle, which costs the time of setting two controls.
 
-    ## Action: `Box(-1, 1, (2 …))` or `Discrete(3 × dwells)`
+    ## Action: `Box(-1, 1, (2 …))` or `Discrete(3 × dwells …)`
 
     | number | meaning |
     |---|---|
     | 0, 1 place | beam from the followed atom, in units of `reach_ang` (x, y) |
     | next: time | logarithmic from the shortest to the longest dwell; absent where they are equal |
+    | next: energy | evenly from the first to the last of `energies_kev`; absent where there are none |
     | last: frame | ≥ 0: take a frame after the dwell; absent unless `skip_frames` |
 
-    Discrete: neighbour + 3 × dwell; the beam goes `aim_bonds` towards the neighbour.
+    Discrete: neighbour + 3 × (dwell + dwells × (no frame + 2 × energy)); `no frame` is 1 where the frame is left out,
+    and both it and the factor 2 are absent unless `skip_frames`. The beam goes `aim_bonds` towards the neighbour.
+    Another energy than that of the step before is set first, and the column takes its time to settle.
 
     ## Observation: `Dict`
 
@@ -150,6 +163,7 @@ class BeamFabrication(Task[State]):
     | `goals` (D, 2) | all goals, likewise |
     | `trace` (4,) | last dwell: last quarter / first − 1, highest / first − 1, part of the time used, time / longest |
     | `frame` (3,) | age of the frame / 10 s; drift x, y in Å/s |
+    | `energy` (E,) | 1 for the energy of the beam, 0 for the others; only where there is a choice |
     | `image` (1, H, W) | uint8: the last frame (255 = `image_full_scale`); only where that is given |
     | `budget` (3,) | what is left of steps, seconds and electrons |
 
@@ -176,13 +190,17 @@ class BeamFabrication(Task[State]):
         _check(config)
         self._channels = (ATOMS,) if config.image_full_scale is None else (ATOMS, "haadf")
         self._image_shape = (0,) if config.image_full_scale is None else (config.pixels, config.pixels)
-        self.needs = Needs(frozenset({"Scan", "Park", "Dwell"}), frozenset(self._channels), config.dopants)
+        controls = frozenset((*_BEAM_SHIFT,) if config.recentre_ang is not None else ())
+        controls |= {"energy_kev"} if config.energies_kev else set()
+        verbs = frozenset({"Scan", "Park", "Dwell", *(("Set",) if controls else ())})
+        self.needs = Needs(verbs, frozenset(self._channels), config.dopants, controls)
         farthest_ang = config.fov_ang * 2.0**0.5  # two places of a frame; rows of cells are one and a half bonds apart
         self._cells_aside = math.ceil(farthest_ang / (1.5 * BOND_ANG)) + 1
         self._has_time = config.dwell_min_s < config.dwell_max_s
-        numbers = 2 + int(self._has_time) + int(config.skip_frames)
+        energies = len(config.energies_kev)
+        numbers = 2 + int(self._has_time) + int(config.skip_frames) + int(energies > 0)
         self.action_space = (
-            spaces.Discrete(3 * len(config.dwells_s))
+            spaces.Discrete(3 * len(config.dwells_s) * (1 + config.skip_frames) * max(energies, 1))
             if config.dwells_s
             else spaces.Box(-1.0, 1.0, (numbers,), np.float32)
         )
@@ -197,6 +215,9 @@ class BeamFabrication(Task[State]):
                 "frame": spaces.Box(-5.0, 5.0, (3,), np.float32),
             }
         )
+        if energies:
+            chosen = spaces.Box(0.0, 1.0, (energies,), np.float32)
+            self.observation_space = spaces.Dict({**self.observation_space.spaces, "energy": chosen})
         if config.image_full_scale is not None:
             image = spaces.Box(0, 255, (1, config.pixels, config.pixels), np.uint8)
             self.observation_space = spaces.Dict({**self.observation_space.spaces, "image": image})
@@ -215,7 +236,9 @@ class BeamFabrication(Task[State]):
             bond_ang=torch.zeros(rows, self.config.dopants, 3, 2, device=device),
             astray=torch.zeros(rows, self.config.dopants, dtype=torch.bool, device=device),
             goal_ang=atoms,
+            energy=torch.full((rows,), len(self.config.energies_kev[:1]) - 1, device=device),
             shift_ang=pair,
+            beam_shift_ang=pair,
             drift_ang_per_s=pair,
             clock_s=zero,
             frame_s=zero,
@@ -237,22 +260,22 @@ class BeamFabrication(Task[State]):
         return changed(state, chance=chance)
 
     def opening(self, state: State, rows: Tensor) -> Sequence[Instruction]:
-        """One full frame."""
-        return [self._scan(rows)]
+        """One full frame, at the first energy where there is a choice."""
+        return [*self._set_energy(rows, torch.zeros_like(rows)), self._scan(rows)]
 
     def plan(self, state: State, action: Tensor, rows: Tensor) -> Sequence[Instruction]:
-        """Park and dwell beside the followed atom; then a frame, where it is wanted."""
+        """Recentre the frame where it is time to, park and dwell beside the followed atom; then a frame, if wanted."""
         config = self.config
         mine, action = take_rows(state, rows), take(action, rows)
+        mine, instructions = self._recentre(mine, rows)
         followed, _ = self._follow(mine)
-        offset, dwell_s, wanted = self._meaning(action, _of(mine.bond_ang, followed))
+        offset, dwell_s, wanted, energy = self._meaning(action, _of(mine.bond_ang, followed))
+        other = rows_where(energy != mine.energy) if self.config.energies_kev else energy[:0]
+        instructions += self._set_energy(rows[other], energy[other])
         lead_s = (mine.clock_s - mine.frame_s + 0.5 * dwell_s).unsqueeze(1)
         middle = _of(mine.atom_ang, followed) + mine.shift_ang + mine.drift_ang_per_s * lead_s
         place = ((middle + offset) / config.fov_ang + 0.5).clamp(0.0, 1.0)
-        instructions: list[Instruction] = [
-            Park(rows, *place.unbind(1)),
-            Dwell(rows, dwell_s, trace=config.trace, stop=self._rule),
-        ]
+        instructions += [Park(rows, *place.unbind(1)), Dwell(rows, dwell_s, trace=config.trace, stop=self._rule)]
         framed = take(rows, rows_where(wanted))
         return [*instructions, self._scan(framed)] if len(framed) else instructions
 
@@ -263,6 +286,8 @@ class BeamFabrication(Task[State]):
             state = changed(state, clock_s=add(state.clock_s, rows, reading.seconds))
             if reading.verb == "Scan":
                 state = put_rows(state, rows, self._see_frame(take_rows(state, rows), reading))
+            elif reading.verb == "Set":
+                state = put_rows(state, rows, self._see_controls(take_rows(state, rows), reading.data))
             elif reading.verb == "Dwell":
                 state = changed(
                     state,
@@ -348,25 +373,69 @@ class BeamFabrication(Task[State]):
         drawn = torch.bmm((spots[:, :, 1] * weight.unsqueeze(2)).transpose(1, 2), spots[:, :, 0])
         return drawn.clamp(max=1.0) * state.begun[:, None, None]
 
+    def _recentre(self, state: State, rows: Tensor) -> tuple[State, list[Instruction]]:
+        """The state after, and the instructions for, bringing atoms and goals of `rows` (n,) to the frame's middle."""
+        margin_ang, shift = self.config.recentre_ang, state.shift_ang.unsqueeze(1)
+        atoms = state.atom_ang + shift  # (n, D, 2) in the frame
+        out = atoms.abs().amax((1, 2))
+        if margin_ang is None or not bool((near := out > 0.5 * self.config.fov_ang - margin_ang).any()):
+            return state, []
+        both = torch.cat((atoms, state.goal_ang + shift), dim=1)
+        middle = 0.5 * (both.amin(1) + both.amax(1))
+        due = state.begun & near & ((atoms - middle.unsqueeze(1)).abs().amax((1, 2)) < out - _WORTH_ANG)
+        step = torch.where(due.unsqueeze(1), middle, 0.0)
+        beam_shift = state.beam_shift_ang + step
+        state = changed(state, shift_ang=state.shift_ang - step, beam_shift_ang=beam_shift)
+        which = rows_where(due)
+        if len(which) == 0:
+            return state, []
+        return state, [Set(take(rows, which), name, beam_shift[which, axis]) for axis, name in enumerate(_BEAM_SHIFT)]
+
+    def _see_controls(self, state: State, data: Mapping[str, Tensor]) -> State:
+        """The state of n rows after a control was set, as the instrument reads it back."""
+        shift, beam_shift, energy = state.shift_ang, state.beam_shift_ang, state.energy
+        for axis, name in enumerate(_BEAM_SHIFT):
+            if name in data:
+                one = torch.eye(2, device=shift.device)[axis]
+                step = one * (data[name].unsqueeze(1) - beam_shift)
+                shift, beam_shift = shift - step, beam_shift + step
+        if "energy_kev" in data:
+            allowed = torch.tensor(self.config.energies_kev, device=shift.device)
+            energy = (data["energy_kev"].unsqueeze(1) - allowed).abs().argmin(1)
+        return changed(state, shift_ang=shift, beam_shift_ang=beam_shift, energy=energy)
+
+    def _set_energy(self, rows: Tensor, energy: Tensor) -> list[Instruction]:
+        """Set the allowed energies with these numbers (n,), on rows that there may be none of."""
+        if len(rows) == 0 or not self.config.energies_kev:
+            return []
+        allowed = torch.tensor(self.config.energies_kev, device=rows.device)
+        return [Set(rows, "energy_kev", allowed[energy])]
+
     def _scan(self, rows: Tensor) -> Scan:
         config = self.config
         n, device = len(rows), rows.device
         side, dwell_s = (torch.full((n,), value, device=device) for value in (config.fov_ang, config.pixel_dwell_s))
         return Scan(rows, side, (config.pixels, config.pixels), dwell_s, full_frames(n, device), self._channels)
 
-    def _meaning(self, action: Tensor, bond_ang: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Beam from the followed atom (n, 2) Å, dwell (n,) s, and whether a frame is wanted (n,)."""
-        config = self.config
-        wanted = torch.ones(len(action), dtype=torch.bool, device=action.device)
+    def _meaning(self, action: Tensor, bond_ang: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Beam from the followed atom (n, 2) Å, dwell (n,) s, whether a frame is wanted (n,), which energy (n,)."""
+        config, n = self.config, len(action)
+        wanted = torch.ones(n, dtype=torch.bool, device=action.device)
+        energy = torch.zeros(n, dtype=torch.int64, device=action.device)
         if config.dwells_s:
-            neighbour = action % 3
-            offset = config.aim_bonds * _of(bond_ang, neighbour)
-            return offset, torch.tensor(config.dwells_s, device=action.device)[action // 3], wanted
+            dwells_s = torch.tensor(config.dwells_s, device=action.device)
+            dwell, rest = action // 3 % len(dwells_s), action // (3 * len(dwells_s))
+            if config.skip_frames:
+                wanted, rest = rest % 2 == 0, rest // 2
+            return config.aim_bonds * _of(bond_ang, action % 3), dwells_s[dwell], wanted, rest
         if config.skip_frames:
             wanted = action[:, -1] >= 0.0
+        if count := len(config.energies_kev):
+            which = 0.5 * (action[:, 2 + int(self._has_time)] + 1.0) * count
+            energy = which.long().clamp(0, count - 1)
         part = (0.5 * (action[:, 2] + 1.0)).clamp(0.0, 1.0) if self._has_time else torch.zeros_like(action[:, 0])
         dwell_s = config.dwell_min_s * (config.dwell_max_s / config.dwell_min_s) ** part
-        return config.reach_ang * action[:, :2], dwell_s, wanted
+        return config.reach_ang * action[:, :2], dwell_s, wanted, energy
 
     def _follow(self, state: State) -> tuple[Tensor, Tensor]:
         """The followed atom (B,) and its goal (B,): the nearest pair of a free atom and a free goal."""
@@ -454,9 +523,11 @@ class BeamFabrication(Task[State]):
         begun = state.begun.float().view(-1, 1)
         atoms, goals = ((places - here.unsqueeze(1)) / _SCALE_ANG for places in (state.atom_ang, state.goal_ang))
         age = ((state.clock_s - state.frame_s) / 10.0).clamp(0.0, 5.0).unsqueeze(1)
-        image = {"image": state.image.unsqueeze(1)} if state.image.dim() == 3 else {}
+        more = {"image": state.image.unsqueeze(1)} if state.image.dim() == 3 else {}
+        if self.config.energies_kev:
+            more["energy"] = torch.eye(len(self.config.energies_kev), device=here.device)[state.energy]
         return {
-            **image,
+            **more,
             "goal": (_of(goals, goal) * begun).clamp(-10.0, 10.0),
             "bonds": (_of(state.bond_ang, followed) / BOND_ANG).clamp(-2.0, 2.0),
             "atoms": (atoms * begun.unsqueeze(2)).clamp(-10.0, 10.0),
@@ -577,7 +648,9 @@ def _check(config: BeamFabricationConfig) -> None:
         )
     if any(not config.dwell_min_s <= dwell <= config.dwell_max_s for dwell in config.dwells_s):
         raise ConfigError(f"dwells_s must lie within dwell_min_s and dwell_max_s; given {config.dwells_s}.")
-    if config.dwells_s and config.skip_frames:
-        raise ConfigError("Discrete actions take every frame; leave skip_frames out.")
+    if len(set(config.energies_kev)) != len(config.energies_kev) or any(
+        not energy > 0 for energy in config.energies_kev
+    ):
+        raise ConfigError(f"energies_kev must be different positive numbers; given {config.energies_kev}.")
     if sites is not None and 2.5 * max(abs(n) + abs(m) + 1 for n, m, _ in sites) > 0.5 * config.fov_ang:
         raise ConfigError(f"The pattern does not fit into a field of {config.fov_ang:g} Å; given {sites}.")

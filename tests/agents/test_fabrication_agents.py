@@ -13,6 +13,7 @@ from scipy.linalg import expm
 from scipy.optimize import linear_sum_assignment
 
 import agents
+from agents.engine.fabrication import workplace_of
 from agents.engine.honeycomb import BOND_ANG, BONDS_ANG, honeycomb, hops_from_atom, lattice_angle, turned
 from agents.engine.jump_laws import TOY, MapLaw, SpotLaw
 from agents.engine.values import PATCH_ANG, Menu, landings, places_around, solve
@@ -21,8 +22,9 @@ from agents.policy import Face, face_of
 from stem_gym.core.errors import ConfigError, PolicyError
 from stem_gym.core.streams import row_seeds
 
-LORENTZIAN, FEEDBACK, DISCRETE, DIMER = (
-    f"stem_gym/BeamFabrication-{name}-v0" for name in ("lorentzian", "feedback", "discrete", "dimer")
+LORENTZIAN, FEEDBACK, DISCRETE, DIMER, SKIP, ENERGIES = (
+    f"stem_gym/BeamFabrication-{name}-v0"
+    for name in ("lorentzian", "feedback", "discrete", "dimer", "discrete-skip", "energies")
 )
 DEFAULT, TARGETING = "stem_gym/BeamFabrication-v0", "stem_gym/AtomTargeting-v0"
 SEED, WORLDS = 21, 24
@@ -37,7 +39,7 @@ def make_env(id, rows=1, **overrides):
 def faces():
     """The face of each id, for three rows."""
     found = {}
-    for id in (LORENTZIAN, FEEDBACK, DISCRETE, DIMER, DEFAULT, TARGETING):
+    for id in (LORENTZIAN, FEEDBACK, DISCRETE, DIMER, SKIP, ENERGIES, DEFAULT, TARGETING):
         env = make_env(id, 3)
         found[id] = face_of(env)
         env.close()
@@ -262,6 +264,16 @@ def test_discrete_actions_name_the_neighbour_and_the_nearest_dwell(faces):
         assert policy.act(observation(bond)).tolist() == [slot + 3 * 1]  # of 1.5, 5 and 15 s
 
 
+def test_a_frame_that_is_not_wanted_and_the_energy_are_said_in_the_actions_own_way(faces):
+    seen, dwell = observation(BONDS_ANG[0]), np.array([5.0])
+    place = workplace_of(faces[SKIP], "greedy")
+    scene = place.scene(seen)
+    assert [place.action(scene, BONDS_ANG[:1], dwell, frame).tolist() for frame in (True, False)] == [[4], [13]]
+    assert agents.make("greedy", one_row(faces[SKIP]), dwell_s=6.0).act(seen).tolist() == [4], "greedy always looks"
+    action = agents.make("greedy", one_row(faces[ENERGIES])).act(seen)
+    assert action.shape == (1, 4) and action[0, 3] == -1.0, "the first energy, with which the episode begins"
+
+
 def test_feedback_looks_when_the_signal_rose_and_goes_on_when_it_did_not(faces):
     policy = agents.make("greedy_feedback", one_row(faces[FEEDBACK]))
     seen = observation(BONDS_ANG[0])
@@ -269,11 +281,58 @@ def test_feedback_looks_when_the_signal_rose_and_goes_on_when_it_did_not(faces):
     quiet = policy.act(seen)[0]
     seen["trace"][0, 0] = 2.0
     stirred = policy.act(seen)[0]
+    policy.reset([0])
     seen["trace"][0, 0], seen["frame"][0, 0] = 0.0, 1.0
     old = policy.act(seen)[0]
     assert quiet[3] < 0 and quiet[2] > 0.0  # a long dwell, no frame
     assert stirred[3] > 0 and stirred[2] == -1.0 and np.abs(stirred[:2]).max() == pytest.approx(1.0)
     assert old[3] > 0 and old[2] > 0.0
+
+
+def blind_steps(policy, goal, atoms_ang=((0.0, 0.0),)):
+    """The actions of a first dwell, after a rise in it, and after a rise in the next, with no frame in between."""
+    policy.reset([0])
+    actions = []
+    for rise, age in ((0.0, 0.2), (2.0, 0.2), (2.0, 0.2)):
+        seen = observation(goal, atoms_ang=atoms_ang)
+        seen["trace"][0, 0], seen["frame"][0, 0] = rise, age
+        actions.append(policy.act(seen)[0])
+    return actions
+
+
+def test_feedback_goes_on_from_where_the_atom_has_jumped_without_a_look(faces):
+    """The goal is two jumps away along bond 0 and then, on the other sublattice, against bond 1."""
+    policy = agents.make("greedy_feedback", one_row(faces[FEEDBACK]), short_ang=0.5)
+    onward = BONDS_ANG[0] - BONDS_ANG[1]
+    first, second, third = blind_steps(policy, onward + BONDS_ANG[0])
+    assert np.linalg.norm(beam_of(first[None]) - BONDS_ANG[0]) < 0.01 and first[3] < 0
+    reached = beam_of(second[None])
+    assert second[3] < 0 and reached @ onward == pytest.approx(np.linalg.norm(reached) * np.linalg.norm(onward)), (
+        "along the second neighbour's direction"
+    )
+    assert np.linalg.norm(reached) > 2.46 - 0.5
+    assert third[3] > 0 and third[2] == -1.0, "the third is out of reach: look"
+    policy.reset([0])
+    again = policy.act(observation(onward + BONDS_ANG[0]))[0]
+    assert np.allclose(again[:3], first[:3]), "a new episode knows nothing of the last"
+
+
+def test_feedback_looks_when_it_thinks_that_the_goal_is_reached_and_believes_the_frame(faces):
+    policy = agents.make("greedy_feedback", one_row(faces[FEEDBACK]))
+    first, second, _ = blind_steps(policy, BONDS_ANG[0])
+    assert first[3] < 0 and second[3] > 0 and second[2] == -1.0
+    seen = observation(BONDS_ANG[0])
+    seen["trace"][0, 0] = 2.0  # of the dwell that the frame came after: it did not jump after all
+    assert np.allclose(policy.act(seen)[0][:3], first[:3])
+
+
+def test_feedback_counts_from_where_it_thinks_the_atom_is_whatever_stands_in_the_way(faces):
+    """After a jump over bond 0 the atom it has left behind is no obstacle on the way back."""
+    policy = agents.make("greedy_feedback", one_row(faces[FEEDBACK]), short_ang=0.5, rise=0.5)
+    policy.act(observation(BONDS_ANG[0]))
+    seen = observation((0.01, 0.0))  # the goal is now where the atom was seen
+    seen["trace"][0, 0], seen["frame"][0, 0] = 2.0, 0.2
+    assert np.linalg.norm(beam_of(policy.act(seen))) < 0.01
 
 
 @pytest.mark.parametrize("name", ["greedy", "planner"])
@@ -336,6 +395,8 @@ def test_senseless_settings_are_refused(name, id, settings, words, faces):
         ("greedy_feedback", FEEDBACK),
         ("planner", DIMER),
         ("planner", DISCRETE),
+        ("planner", SKIP),
+        ("greedy", ENERGIES),
     ],
 )
 def test_the_rules_of_a_policy_are_kept(name, id):
@@ -374,28 +435,10 @@ def test_the_planner_takes_as_long_as_it_expects():
     assert abs(late.mean()) < 4.0 * late.std() / math.sqrt(len(late))
 
 
-def seconds_per_jump(name, id, rows=128, steps=14):
-    """Mean and standard error over rows that play `steps` steps, from the fourth on; rows that end start anew."""
-    env = make_env(id, rows)
-    policy = agents.make(name, env)
-    seeds = row_seeds(SEED, rows)
-    seen, info = env.reset(seed=seeds)
-    jumps, seconds = np.zeros(rows), np.zeros(rows)
-    for step in range(steps):
-        before_jumps, before_s = np.array(info.get("jumps", np.zeros(rows))), np.array(info["seconds"])
-        seen, _, terminated, truncated, info = env.step(policy.act(seen))
-        if step >= 3:
-            jumps, seconds = jumps + info["jumps"] - before_jumps, seconds + info["seconds"] - before_s
-        over = terminated | truncated
-        if over.any():
-            seen, info = env.reset(seed=seeds, options={"reset_mask": over})
-    env.close()
-    ratio = seconds.sum() / jumps.sum()
-    return ratio, (seconds - ratio * jumps).std() / jumps.mean() / math.sqrt(rows)
-
-
-def test_feedback_is_never_slower_than_greedy_and_beats_it_where_no_rule_stops_dwells():
-    greedy, feedback = (seconds_per_jump(name, FEEDBACK) for name in ("greedy", "greedy_feedback"))
-    blind = seconds_per_jump("greedy", DEFAULT)
-    assert feedback[0] < greedy[0] + 2.0 * math.hypot(feedback[1], greedy[1]), (feedback, greedy)
-    assert feedback[0] < blind[0] - 4.0 * math.hypot(feedback[1], blind[1]), (feedback, blind)
+def test_feedback_beats_greedy_in_seconds_where_a_rule_stops_dwells():
+    """The same 64 worlds: 14 ± 3 s sooner in 80, and sooner than where no rule stops dwells."""
+    greedy, feedback = (goal_s(name, FEEDBACK, 600.0, 64) for name in ("greedy", "greedy_feedback"))
+    gain = greedy - feedback
+    assert gain.mean() > 2.0 * gain.std() / math.sqrt(len(gain)), (greedy.mean(), feedback.mean())
+    blind = goal_s("greedy", DEFAULT, 600.0, 64)
+    assert (blind - feedback).mean() > 2.0 * (blind - feedback).std() / math.sqrt(len(gain))

@@ -86,6 +86,7 @@ class Bench(Instrument):
         n, rows, one = len(it.rows), it.rows, torch.ones(len(it.rows))
         if isinstance(it, Set):
             self.current[rows] = it.value if self.fault != "sets half" else 0.5 * it.value + 0.5
+            return no_dose(it, 0 * one, {it.name: self.current[rows].clone()} if self.fault != "sets silently" else {})
         if isinstance(it, Blank):
             self.blanked[rows] = it.on.float()
         if isinstance(it, Read):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,11 +11,14 @@ from torch import Tensor
 
 from stem_gym.core.conformance import check_instrument
 from stem_gym.core.errors import CapabilityError, ConfigError, InstructionError
-from stem_gym.core.instructions import ATOMS, FULL_FRAME, Dwell, Park, Read, Reading, Scan, TraceRule, Wait
+from stem_gym.core.instructions import ATOMS, FULL_FRAME, Dwell, Park, Read, Reading, Scan, Set, TraceRule, Wait
 from stem_gym.core.periodic import nearest_image
 from stem_gym.core.streams import Streams, row_seeds
 from stem_gym.instruments import make
 from stem_gym.instruments.sheet import SheetMicroscope
+from stem_gym.simulator.damage import displacement_cross_section
+from stem_gym.simulator.event_rates import PUBLISHED
+from stem_gym.simulator.flux import density_at
 from stem_gym.simulator.sheet import look
 
 FOV_ANG = 25.0
@@ -84,6 +88,8 @@ def towards(instrument: SheetMicroscope, neighbour: int = 0) -> Tensor:
 def test_the_contract_holds():
     for rows in (1, 3):
         check_instrument(column(rows, drift={"speed_ang_per_s": 0.3}, finder={}, specimen=silicon(2)))
+    check_instrument(column(2, kinetics={"contamination": {}}, pictures=True))
+    check_instrument(column(2, energies_kev=(80.0, 100.0)))
     check_instrument(column(2, kinetics={"healing_per_s": 0.1, "capture_per_s": 0.1}, free_slots=2))
 
 
@@ -235,6 +241,203 @@ def test_a_beam_that_leads_a_drifting_sample_hits_it():
 # Ledger
 
 
+@pytest.mark.parametrize(("name", "axis"), [("beam_shift_x_ang", 0), ("beam_shift_y_ang", 1)])
+def test_the_beam_shift_moves_the_view_and_is_no_drift(name, axis):
+    """By 3 Å on one axis: atoms are seen 3 Å back, the shift since the last frame is the sample's own, none."""
+    instrument = column(4, kinetics=NEVER)
+    before, centre = scan(instrument), instrument.truth()["frame_centre_ang"].clone()
+    for value in (1.0, 3.0):
+        reading = instrument.execute(Set(every(instrument), name, torch.full((4,), value)))
+    after = scan(instrument)
+    moved = torch.zeros(2)
+    moved[axis] = 3.0
+    assert torch.allclose((after.data[ATOMS] - before.data[ATOMS]) * FOV_ANG, -moved.expand(4, 1, 2), atol=1e-4)
+    assert torch.allclose(instrument.truth()["frame_centre_ang"] - centre, moved.expand(4, 2), atol=1e-5)
+    assert after.data["shift_ang"].abs().max() < 1e-5
+    assert reading.seconds.tolist() == pytest.approx([0.1] * 4) and reading.electrons.sum() == 0.0
+    assert instrument.execute(Read(every(instrument), name)).data["value"].tolist() == [3.0] * 4
+
+
+def test_after_a_beam_shift_the_beam_is_where_the_frame_says():
+    """The trace on the atom, parked by the new frame's account, is as bright as before."""
+    instrument = column(4, kinetics=NEVER)
+    bright = dwell(instrument, true_place(instrument)[:, 0], 1.0).data["trace"].mean(1)
+    instrument.execute(Set(every(instrument), "beam_shift_x_ang", torch.full((4,), 4.0)))
+    seen = scan(instrument).data[ATOMS][:, 0]
+    again = dwell(instrument, seen, 1.0).data["trace"].mean(1)
+    assert torch.allclose(again, bright, rtol=0.02)
+
+
+def exchanges(instrument: SheetMicroscope, seconds: float) -> Tensor:
+    """(B,) jumps in a dwell beside a neighbour."""
+    before = instrument.truth()["jumps"].clone()
+    dwell(instrument, towards(instrument), seconds)
+    return instrument.truth()["jumps"] - before
+
+
+def test_the_rates_follow_the_energy_row_by_row():
+    """PHYSICS: the exchange cross section is 0.124 barn at 60 keV, and 1.05 at 65 keV by the same formula."""
+    rows = 1500
+    instrument = column(rows, energies_kev=(65.0,))
+    half = torch.arange(0, rows, 2)
+    reading = instrument.execute(Set(half, "energy_kev", torch.full((len(half),), 65.0)))
+    assert reading.seconds.tolist() == [30.0] * len(half) and reading.data["energy_kev"].tolist() == [65.0] * len(half)
+    low = torch.arange(1, rows, 2)
+    barn = [float(displacement_cross_section(energy, 6, 12.011, 13.5, 3.17e5)) for energy in (65.0, 60.0)]
+    jumped = exchanges(instrument, 0.3) > 0
+    shares = [float(jumped[which].float().mean()) for which in (half, low)]
+    density = [float(instrument._now.density[which, 0].mean()) for which in (half, low)]
+    for share, sigma, peak in zip(shares, barn, density, strict=True):
+        expected = 1.0 - math.exp(-1e-8 * sigma * peak * 40.0 * ELECTRONS_PER_PA_S * 0.3)
+        assert abs(share - expected) < 4.0 * math.sqrt(expected * (1.0 - expected) / (rows / 2)) + 0.01
+    assert density[0] > 1.01 * density[1], "a faster electron has a sharper probe"
+    again = instrument.execute(Set(every(instrument), "energy_kev", torch.full((rows,), 65.0)))
+    assert torch.equal(again.seconds > 0.0, torch.arange(rows) % 2 == 1), "whoever is there already waits for nothing"
+    instrument.execute(Set(every(instrument), "energy_kev", torch.full((rows,), 60.0)))
+    assert instrument._now.sheet.barn[:, 0].unique().numel() == 3, "and back: exchange, ejection, nothing"
+    fresh = column(1)
+    assert torch.allclose(instrument._now.sheet.barn[:1], fresh._now.sheet.barn)
+
+
+def test_the_signal_follows_the_energy():
+    """Rutherford: heavier atoms scatter less at a higher energy; the trace is that of a column made at that energy."""
+    never = NEVER | {"jumps": NEVER["jumps"] | {"valid_kev": {"low": 60.0, "high": 80.0}}}
+    instrument = column(1, energies_kev=(80.0,), kinetics=never)
+    instrument.execute(Set(every(instrument), "energy_kev", torch.tensor([80.0])))
+    other = column(1, probe={"energy_kev": 80.0}, kinetics=NEVER)
+    traces = [dwell(one, true_place(one)[:, 0], 1.0).data["trace"].mean() for one in (instrument, other, column(1))]
+    assert float(traces[0]) == pytest.approx(float(traces[1]), rel=0.01)
+    assert float(traces[0]) < 0.8 * float(traces[2])
+
+
+def test_an_energy_that_is_not_aligned_is_refused():
+    instrument = column(2, energies_kev=(65.0, 55.0))
+    with pytest.raises(InstructionError, match="one of 60, 65, 55; given .*58"):
+        instrument.execute(Set(every(instrument), "energy_kev", torch.tensor([60.0, 58.0])))
+    with pytest.raises(InstructionError, match="55, 65"):
+        instrument.execute(Set(every(instrument), "energy_kev", torch.tensor([60.0, 80.0])))
+    with pytest.raises(CapabilityError, match="energy_kev"):
+        column(1).execute(Set(torch.tensor([0]), "energy_kev", torch.tensor([60.0])))
+
+
+MAP = {"kind": "map", "valid_kev": {"low": 58.0, "high": 66.0}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"kinetics": {"jumps": {"kind": "map"}}}, "do not say for which they hold"),
+        ({"kinetics": {"jumps": {"kind": "lorentzian"}}}, "The toy's rates"),
+        ({"kinetics": {"jumps": MAP}, "energies_kev": (55.0, 65.0)}, "holds for 58 to 66 keV.*given 55 keV"),
+        ({"kinetics": {"jumps": MAP}, "probe": {"energy_kev": 80.0}, "energies_kev": ()}, "58 to 66"),
+        ({"specimen": {"kind": "graphene", "dopants": [{"element": "P", "count_min": 1, "count_max": 1}]},
+          "energies_kev": (80.0,)}, "57 to 63 keV"),
+        ({"pictures": True}, "made for one beam energy"),
+        ({"kinetics": {"outcomes": "surrogate"}, "energies_kev": (300.0,)}, "300"),
+    ],
+)  # fmt: skip
+def test_energies_that_the_rates_do_not_cover_are_refused_with_the_range(changes, why):
+    with pytest.raises(ConfigError, match=why):
+        column(1, **{"energies_kev": (65.0,)} | changes)
+
+
+def test_a_map_that_says_so_holds_at_its_energies():
+    instrument = column(1, energies_kev=(65.0,), kinetics={"jumps": MAP})
+    assert instrument.execute(Set(every(instrument), "energy_kev", torch.tensor([65.0]))).seconds.tolist() == [30.0]
+
+
+SOILED = {"layers_per_dose": 1e-9, "layers_per_s": 0.0, "pin_layers": 0.5, "buried_layers": 2.0}
+CARBON_PER_ANG2 = 4.0 / (3.0 * math.sqrt(3.0) * 1.42**2)
+
+
+def beside_all(instrument: SheetMicroscope) -> Tensor:
+    """(B, 2) in fractions of the frame: the middle of the hexagon that is farthest from the dopant, about."""
+    return torch.remainder(true_place(instrument)[:, 0] + 0.5 * 14.76 / FOV_ANG, 1.0)
+
+
+def test_haze_brightens_the_trace_by_what_so_many_layers_of_carbon_scatter():
+    """One layer everywhere, by time alone, doubles the signal of the bare sheet, and is seen in a frame alike."""
+    instrument = column(2, kinetics=NEVER | {"contamination": SOILED | {"layers_per_dose": 0.0, "layers_per_s": 0.01}},
+                        pictures=True)  # fmt: skip
+    place = beside_all(instrument)
+
+    def look_at_it() -> tuple[float, float]:
+        rows, one = every(instrument), torch.ones(2)
+        where = torch.tensor(FULL_FRAME).repeat(2, 1)
+        frame = Scan(rows, one * FOV_ANG, (64, 64), one * 1e-5, where, (ATOMS, "haadf"))
+        image = instrument.execute(frame).data["images"]
+        return float(dwell(instrument, place, 0.1).data["trace"].sum()), float(image.mean())
+
+    before = look_at_it()
+    instrument.execute(Wait(every(instrument), torch.full((2,), 100.0)))
+    after = look_at_it()
+    assert after[0] / before[0] == pytest.approx(2.0, rel=0.05)
+    sheet = instrument._now.sheet
+    carbon = float(instrument._now.weight_ang2[0, 6])
+    added = CARBON_PER_ANG2 * carbon * 40.0 * ELECTRONS_PER_PA_S * 1e-5
+    assert (after[1] - before[1]) == pytest.approx(added, rel=0.1)
+    assert torch.allclose(sheet.cover, torch.full_like(sheet.cover, 2.0), atol=0.01), "one layer in units of half a one"
+
+
+def test_contamination_grows_with_the_dose_where_the_beam_was_and_nowhere_else():
+    """By hand: flux of the probe at the nearest sites times the time that was used times the growth per dose."""
+    instrument = column(3, kinetics=NEVER | {"contamination": SOILED})
+    place = beside_all(instrument)
+    dwell(instrument, place, 2.0)
+    state = instrument._now
+    on_sheet = (place - 0.5) * FOV_ANG + instrument.truth()["frame_centre_ang"]
+    away = nearest_image(state.sheet.xy_ang - on_sheet.unsqueeze(1), state.sheet.cell_ang.unsqueeze(1)).norm(dim=-1)
+    for row in range(3):
+        flux = density_at(state.density[row : row + 1], away[row : row + 1])[0] * 40.0 * ELECTRONS_PER_PA_S
+        assert torch.allclose(0.5 * state.sheet.cover[row], 1e-9 * flux * 2.0, rtol=1e-3, atol=1e-6)
+    assert state.sheet.cover[away > 8.0].max() == 0.0
+    assert state.sheet.cover.max() > 0.1
+
+
+def test_a_frame_soils_its_own_area_by_its_own_dose():
+    instrument = column(2, kinetics=NEVER | {"contamination": SOILED | {"layers_per_dose": 1e-6}})
+    reading = scan(instrument, region=(0.0, 0.0, 0.5, 0.5))
+    cover = 0.5 * instrument._now.sheet.cover
+    dose = float(reading.electrons_per_ang2[0])
+    assert sorted(cover.unique().tolist()) == pytest.approx([0.0, 1e-6 * dose], rel=1e-4)
+    share = float((cover > 0).sum() / (instrument._now.sheet.atomic_number > 0).sum())
+    assert share == pytest.approx(12.5**2 / 30.0**2, rel=0.25)
+
+
+def test_a_dopant_under_contamination_jumps_less_and_is_seen_no_longer():
+    """Half a layer, pin_layers: e times as rarely. Two and a half: buried."""
+    rows = 1200
+    soiled = {"jumps": OFTEN["jumps"], "damage": None, "contamination": SOILED | {
+        "layers_per_s": 0.01, "layers_per_dose": 0.0}}  # fmt: skip
+    clean, dirty = column(rows, kinetics=OFTEN), column(rows, kinetics=soiled)
+    dirty.execute(Wait(every(dirty), torch.full((rows,), 50.0)))
+    rates = []
+    for one in (clean, dirty):
+        share = float((exchanges(one, 0.3) > 0).float().mean())
+        rates.append(-math.log(1.0 - share))
+    assert rates[0] / rates[1] == pytest.approx(math.e, rel=0.25)
+    assert scan(dirty).data[ATOMS].isfinite().all()
+    dirty.execute(Wait(every(dirty), torch.full((rows,), 200.0)))
+    assert scan(dirty).data[ATOMS].isnan().all(), "buried"
+
+
+def test_a_clean_sheet_stays_clean():
+    instrument = column(1)
+    dwell(instrument, beside_all(instrument), 5.0)
+    assert instrument._now.sheet.cover.shape == (1, 0)
+
+
+def test_germanium_is_assumed_to_do_as_silicon_does_and_follows_the_energy():
+    germanium = silicon() | {"dopants": [{"element": "Ge", "count_min": 1, "count_max": 1, "window_ang": 12.0}]}
+    assert "Ge" not in PUBLISHED
+    for energy in (60.0, 80.0):
+        one, other = (column(2, specimen=kind, probe={"energy_kev": energy}) for kind in (germanium, silicon()))
+        assert torch.equal(one._now.sheet.barn, other._now.sheet.barn) and one._now.sheet.barn.max() > 0.1
+        assert one._now.sheet.near.atomic_number.eq(32).all()
+    bright, dim = (dwell(one, true_place(one)[:, 0], 0.1).data["trace"].mean() for one in (one, other))
+    assert bright > 2.5 * dim
+
+
 def test_time_and_dose_are_booked():
     instrument = column(2)
     reading = scan(instrument, seconds=2.0)
@@ -305,7 +508,7 @@ def test_a_snapshot_goes_on_as_it_did():
         ({"drift": {"scale_error": 0.01}}, "scale_error.*must be 0"),
         ({"drift": {"shear_error": 0.01}}, "shear_error.*must be 0"),
         ({"specimen": {"kind": "graphene"}}, "dopants is empty"),
-        ({"specimen": silicon() | {"dopants": [{"element": "Ge"}]}}, "No rates are known for Ge"),
+        ({"specimen": silicon() | {"dopants": [{"element": "Sn"}]}}, "No rates are known for Sn"),
         ({"current_pa": -1.0}, "current_pa"),
         ({"finder": {"missed": 1.0}}, "missed"),
         ({"kinetics": {"jumps": {"kind": "map", "width_ang": {"low": 0.0, "high": 0.0}}}}, "width_ang must"),

@@ -53,6 +53,26 @@ def test_a_recorded_run_gives_its_rates_back(recordings, tmp_path, capsys):
     env.close()
 
 
+def test_a_map_says_for_which_energy_it_was_fitted(recordings, tmp_path, capsys):
+    out = tmp_path / "rates.yaml"
+    words = ["fit-rates", str(recordings), "--out", str(out), "--reference-pa", "40", "--energy-kev", "60"]
+    assert cli.main([*words, "--fix", "floor_per_s=0", "--fix", "anisotropy=1"]) == cli.OK
+    assert (read_rates(out).valid_kev.low, read_rates(out).valid_kev.high) == (60.0, 60.0)
+    rates = yaml.safe_load(out.read_text())
+    gymnasium.make(ID, **rates).close()
+    rates["instrument"]["probe"] = {"energy_kev": 80.0}
+    with pytest.raises(ConfigError, match="60 to 60 keV"):
+        gymnasium.make(ID, **rates)
+    assert cli.main([*words[:-1], "6"]) == cli.BAD_INPUT
+    assert "20 and 300 keV" in capsys.readouterr().err
+
+
+def test_recordings_in_which_the_energy_changes_are_refused(tmp_path, capsys):
+    record(tmp_path, "stem_gym/BeamFabrication-energies-v0", 4)
+    assert cli.main(["fit-rates", str(tmp_path)]) == cli.BAD_INPUT
+    assert "one. Give recordings" in " ".join(capsys.readouterr().err.split())
+
+
 def test_wrong_input_is_refused(tmp_path, capsys):
     record(tmp_path / "images", "stem_gym/AtomTargeting-v0", 1)
     (tmp_path / "no.h5").write_text("no")

@@ -348,10 +348,10 @@ def test_energies_that_the_published_rates_do_not_cover_are_refused(element, dam
 
 
 def test_a_dopant_without_rates_is_refused_until_they_are_given():
-    dopants = (Dopant(element="Ge", window_ang=12.0),)
-    with pytest.raises(ConfigError, match=r"No rates are known for Ge .*kinetics.rates.Ge"):
+    dopants = (Dopant(element="Sn", window_ang=12.0),)
+    with pytest.raises(ConfigError, match=r"No rates are known for Sn .*kinetics.rates.Sn"):
         World(1, dopants=dopants)
-    given = KineticsModel(rates={"Ge": PublishedRates(energy_kev=80.0, exchange_barn=2.0)})
+    given = KineticsModel(rates={"Sn": PublishedRates(energy_kev=80.0, exchange_barn=2.0)})
     world = World(500, given, 80.0, dopants=dopants)
     event, _ = world.first(world.beam(world.neighbour_ang(), [100.0]))
     assert (event.kind == EXCHANGE).all()

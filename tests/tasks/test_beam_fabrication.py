@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from scipy import stats
 
-from stem_gym.core.instructions import FULL_FRAME, Dwell, Park, Scan
+from stem_gym.core.instructions import FULL_FRAME, Dwell, Park, Reading, Scan, Set
 from stem_gym.core.periodic import nearest_image
 from stem_gym.tasks.beam_fabrication import PATTERNS, BeamFabrication
 from tests.tasks.fabrication import (
@@ -21,6 +22,7 @@ from tests.tasks.fabrication import (
     batch,
     dwelled,
     frame,
+    greedy,
     opened,
     pairs,
     start,
@@ -29,6 +31,11 @@ from tests.tasks.fabrication import (
 )
 
 # Actions
+
+
+def was_set(name: str, value: Any, seconds: float = 0.1) -> Reading:
+    one = torch.ones(1)
+    return Reading("Set", ROW, one * seconds, 0.0 * one, 0.0 * one, {name: one * value}, {})
 
 
 def plan(it: BeamFabrication, state: Any, action: Any) -> list[Any]:
@@ -57,6 +64,68 @@ def test_the_frame_is_left_out_where_it_is_not_wanted():
     assert [type(part) for part in full] == [Park, Dwell, Scan] and full[1].stop.rise == 0.1
 
 
+def test_the_frame_is_recentred_when_an_atom_nears_its_edge():
+    """An atom at (10, -2) in a frame of 25 Å is 2.5 Å from the edge; the middle of it and its goal comes to the middle
+    of the frame, and the beam is put where the atom then is."""
+    it = task()
+    state = opened(it, [(9.0, -2.0)])
+    assert [type(part) for part in plan(it, state, [0.5, 0.0, 0.0])] == [Park, Dwell, Scan], "3.5 Å are enough"
+    goal = torch.tensor([5.0, 3.0])
+    state = dataclasses.replace(state, goal_ang=goal.expand(1, 1, 2))
+    state, _ = it.observe(state, [dwelled([1.0] * 8, 1.0), frame([(10.0, -2.0)])])
+    set_x, set_y, park, *_ = plan(it, state, [0.5, 0.0, 0.0])
+    middle = 0.5 * (torch.tensor([10.0, -2.0]) + goal)
+    assert isinstance(set_x, Set) and (set_x.name, set_y.name) == ("beam_shift_x_ang", "beam_shift_y_ang")
+    assert torch.allclose(torch.stack((set_x.value[0], set_y.value[0])), middle, atol=1e-4)
+    assert float(park.x) == pytest.approx((10.0 + 1.1 - float(middle[0])) / FOV_ANG + 0.5, abs=1e-5)
+    left = torch.tensor([10.0, -2.0]) - middle
+    shown = frame([tuple(left.tolist())])
+    after, _ = it.observe(
+        state, [was_set(set_x.name, middle[0]), was_set(set_y.name, middle[1]), dwelled([1.0] * 8, 1.0), shown]
+    )
+    assert torch.allclose(after.atom_ang[0, 0], torch.tensor([10.0, -2.0]), atol=1e-4), "where it was on the sample"
+    assert torch.allclose(after.goal_ang[0, 0], goal) and torch.allclose(after.beam_shift_ang[0], middle, atol=1e-4)
+    assert after.drift_ang_per_s.abs().max() == 0.0, "a move of the beam is no drift"
+    assert [type(part) for part in plan(it, after, [0.0, 0.0, 0.0])] == [Park, Dwell, Scan], "once"
+
+
+def test_an_atom_and_a_goal_at_opposite_edges_leave_the_frame_where_it_is():
+    it = task()
+    state = opened(it, [(10.0, 0.0)])
+    state = dataclasses.replace(state, goal_ang=torch.tensor([[[-10.5, 0.0]]]))
+    assert [type(part) for part in plan(it, state, [0.0, 0.0, 0.0])] == [Park, Dwell, Scan]
+
+
+def test_without_a_beam_shift_the_frame_stays():
+    it = task(recentre_ang=None)
+    assert "Set" not in it.needs.verbs and not it.needs.controls
+    assert [type(part) for part in plan(it, opened(it, [(12.0, 0.0)]), [0.0, 0.0, 0.0])] == [Park, Dwell, Scan]
+
+
+def test_what_is_set_as_it_comes_is_no_part_of_the_task_description():
+    """A shipped policy is bound to the description it was trained for; the default adds nothing to it."""
+    assert "recentre_ang" not in task().config.model_dump(mode="json")
+    assert task(recentre_ang=2.0).config.model_dump(mode="json")["recentre_ang"] == 2.0
+
+
+def test_the_frame_follows_the_sample_that_drifts_and_goals_are_reached():
+    """0.3 Å/s for minutes: without the beam shift the atom leaves the frame."""
+    drift = {"drift": {"speed_ang_per_s": 0.3, "correlation_s": 200.0}}
+    found = []
+    for margin in (3.0, None):
+        env = batch(48, instrument=drift, task={"recentre_ang": margin})
+        start(env)
+        done = torch.zeros(48, dtype=torch.bool)
+        for _ in range(60):
+            rows = (~done).nonzero().squeeze(1)
+            if len(rows) == 0:
+                break
+            step = env.step(greedy(env), rows)
+            done |= step.terminated
+        found.append(float(env._metrics["success"].mean()))
+    assert found[0] > 0.9 and found[0] > found[1] + 0.2, found
+
+
 def test_equal_dwells_leave_the_agent_two_numbers():
     it = task(dwell_min_s=1.5, dwell_max_s=1.5)
     assert it.action_space.shape == (2,)
@@ -72,6 +141,51 @@ def test_discrete_actions_name_a_neighbour_and_a_dwell():
         aim = np.array([1.0, 2.0]) + 1.2 * np.array(BONDS[action % 3])
         assert [float(park.x), float(park.y)] == pytest.approx((aim / FOV_ANG + 0.5).tolist(), abs=1e-6)
         assert float(dwell.time_s) == pytest.approx([1.5, 5.0, 15.0][action // 3])
+
+
+def test_a_discrete_action_can_leave_the_frame_out():
+    """Nine numbers with a frame, as without the choice, and the same nine without one."""
+    it = task(dwells_s=(1.5, 5.0, 15.0), skip_frames=True)
+    assert it.action_space.n == 18
+    state = opened(it, [(0.0, 0.0)])
+    for number in range(9):
+        framed, bare = plan(it, state, number), plan(it, state, number + 9)
+        assert [type(part) for part in framed] == [Park, Dwell, Scan]
+        assert [type(part) for part in bare] == [Park, Dwell]
+        assert float(framed[1].time_s) == float(bare[1].time_s) == (1.5, 5.0, 15.0)[number // 3]
+        assert float(framed[0].x) == float(bare[0].x) and float(framed[0].y) == float(bare[0].y)
+
+
+def test_an_action_chooses_the_energy_and_it_is_set_when_it_changes():
+    it = task(energies_kev=(60.0, 55.0, 65.0), skip_frames=True)
+    assert it.action_space.shape == (5,) and it.needs.controls >= {"energy_kev"}
+    start_, scan = it.opening(it.start(1, torch.device("cpu")), ROW)
+    assert isinstance(start_, Set) and start_.value.tolist() == [60.0] and isinstance(scan, Scan)
+    state = opened(it, [(0.0, 0.0)])
+    for part, energy in ((-1.0, 60.0), (-0.4, 60.0), (-0.3, 55.0), (0.3, 55.0), (0.4, 65.0), (1.0, 65.0)):
+        first, *rest = plan(it, state, [0.0, 0.0, 0.0, part, -1.0])
+        if energy == 60.0:
+            assert isinstance(first, Park), "as it is"
+        else:
+            assert first.name == "energy_kev" and first.value.tolist() == [energy] and len(rest) == 2
+    state, seen = it.observe(state, [was_set("energy_kev", 55.0)])
+    assert seen["energy"].tolist() == [[0.0, 1.0, 0.0]]
+    assert isinstance(plan(it, state, [0.0, 0.0, 0.0, 0.0, -1.0])[0], Park)
+    assert plan(it, state, [0.0, 0.0, 0.0, -1.0, -1.0])[0].value.tolist() == [60.0]
+
+
+def test_a_discrete_action_chooses_the_energy_last():
+    it = task(energies_kev=(60.0, 65.0), dwells_s=(1.5, 5.0), skip_frames=True)
+    assert it.action_space.n == 3 * 2 * 2 * 2
+    state = opened(it, [(0.0, 0.0)])
+    first, _, dwell, *frames = plan(it, state, 1 + 3 * (1 + 2 * (1 + 2 * 1)))
+    assert isinstance(first, Set) and first.value.tolist() == [65.0] and float(dwell.time_s) == 5.0 and not frames
+    assert isinstance(plan(it, state, 1 + 3 * (1 + 2 * 1))[0], Park)
+
+
+def test_without_a_choice_of_energy_nothing_is_said_of_it():
+    it = task()
+    assert "energy" not in it.observation_space.spaces and "energies_kev" not in it.config.model_dump(mode="json")
 
 
 def test_drift_is_led_to_the_middle_of_the_dwell():

@@ -108,7 +108,8 @@ class Examples:
         """Set `control` to `value`, by default somewhere inside its limits."""
         limits = self._has.settable.get(control, Limits(0.0, 0.0))
         middle = 0.5 * (limits.low + limits.high)
-        given = value if value is not None else _inside(limits, middle if math.isfinite(middle) else 0.0)
+        inside = _inside(limits, middle if math.isfinite(middle) else 0.0)
+        given = value if value is not None else (*limits.values, inside)[0]
         return Set(rows, control, torch.full((len(rows),), given, device=rows.device))
 
     def refusals(self, name: str, rows: Tensor, all_rows: int) -> Iterator[Refusal]:
@@ -148,8 +149,9 @@ class Examples:
             for bad in (math.nan, math.inf, -math.inf):
                 yield Refusal(_with(good, key, _spoil(value, bad)), InstructionError, f"{key} = {bad}")
             limits = self._has.settable[good.name] if isinstance(good, Set) else self._has.limits.get(f"{name}.{key}")
-            for beyond in _beyond(limits):
-                yield Refusal(_with(good, key, _spoil(value, beyond)), InstructionError, f"{key} = {beyond:g}")
+            beyond = [*_beyond(limits), *([0.5 * sum(limits.values[:2])] if limits and limits.values[1:] else [])]
+            for bad in beyond:
+                yield Refusal(_with(good, key, _spoil(value, bad)), InstructionError, f"{key} = {bad:g}")
 
     def _within(self, key: str) -> float:
         return _inside(self._has.limits.get(key, Limits(-math.inf, math.inf)), _WANTED[key])

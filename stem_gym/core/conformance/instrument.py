@@ -246,6 +246,7 @@ class _Check:
             if self.has.simulated:
                 value = value + 0.01 * (limits.high - limits.low)
                 value = value if value <= limits.high else limits.low
+                value = limits.values[-1] if limits.values else value
         elif not self.has.simulated:
             return  # nothing is known about where a real control stands
         setting: Set = self.examples.set(self.all, control, value)
@@ -336,6 +337,8 @@ def _check_data(instruction: Instruction, reading: Reading) -> None:
         at_least = instruction.time_s.cpu()
     elif name in ("Park", "Read"):
         shapes[_DATA[name]] = (n, 2) if name == "Park" else (n,)
+    elif isinstance(instruction, Set):
+        shapes[instruction.name] = (n,)
     for key, shape in shapes.items():
         seen = tuple(reading.data[key].shape) if key in reading.data else None
         _need(seen == shape, f"{key} of {name}", f"shape {seen}", str(shape))

@@ -332,7 +332,7 @@ class NionInstrument(Instrument):
 
     def _set(self, control: Set) -> Outcome:
         self._column.set(control.name, float(control.value))
-        return Outcome()
+        return Outcome({control.name: self._column.read(control.name)})
 
     def _read(self, read: Read) -> Outcome:
         return Outcome({"value": self._column.read(read.name)})
