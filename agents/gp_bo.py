@@ -49,10 +49,8 @@ class PlaceGP(SearchPolicy):
         for i, row in enumerate(rows.tolist()):  # one at a time; why is said at the top
             places, value = self._places[points.index[i][points.valid[i]]], points.value[i][points.valid[i]]
             told.append(self._posterior(places, value, row, int(scene.wanted[i])))
-        mean, deviation = (
-            torch.stack(parts).float() for parts in ([part[0] for part in told], [part[1] for part in told])
-        )
-        noise = torch.tensor([part[2] for part in told])
+        means, deviations, noises = zip(*told, strict=True)
+        mean, deviation, noise = torch.stack(means).float(), torch.stack(deviations).float(), torch.tensor(noises)
         mean = middle[:, None] + spread[:, None] * mean
         return Belief(
             mean=mean,
