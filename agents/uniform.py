@@ -24,7 +24,7 @@ class Settings(Config):
 
 
 class Uniform(Policy):
-    """Draws from a bounded Box, or from the numbers of a Discrete space."""
+    """Draws from a bounded Box, or from the numbers of a Discrete or MultiDiscrete space."""
 
     name = "uniform"
     Settings = Settings
@@ -35,10 +35,15 @@ class Uniform(Policy):
         if isinstance(space, spaces.Discrete):
             self._low = np.asarray(space.start, dtype=space.dtype)
             self._high = self._low + space.n
+        elif isinstance(space, spaces.MultiDiscrete):
+            self._low = np.asarray(space.start, dtype=space.dtype)
+            self._high = self._low + space.nvec
         elif isinstance(space, spaces.Box) and space.is_bounded():
             self._low, self._high = space.low, space.high
         else:
-            raise PolicyError(f"The agent 'uniform' needs a bounded Box or Discrete actions; {face.id} has {space}.")
+            raise PolicyError(
+                f"The agent 'uniform' needs a bounded Box, Discrete or MultiDiscrete actions; {face.id} has {space}."
+            )
         self._streams = Streams(row_seeds(settings.seed, face.rows))
 
     def reset(self, rows: Sequence[int] | Array, seeds: Sequence[int] | None = None) -> None:
@@ -50,7 +55,7 @@ class Uniform(Policy):
     def act(self, observation: Observation) -> Array:
         share = self._streams.uniform(torch.arange(self.face.rows), self._low.shape).numpy()
         drawn = self._low + share * (self._high - self._low)
-        if isinstance(self.face.action_space, spaces.Discrete):
+        if isinstance(self.face.action_space, spaces.Discrete | spaces.MultiDiscrete):
             drawn = np.minimum(np.floor(drawn), self._high - 1)  # a share that rounds to 1 is the last number
         return np.asarray(drawn, dtype=self._low.dtype)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -184,21 +185,40 @@ def _inputs(parts: _Parts, cells: Cells) -> _Inputs:
 def _matern(a: Tensor, b: Tensor, length: Tensor | float = 1.0) -> Tensor:
     """Matérn 5/2 between (M, A, d) and (M, B, d)."""
     a, b = a * (_ROOT5 / length), b * (_ROOT5 / length)
-    square = torch.baddbmm(a.square().sum(2)[:, :, None] + b.square().sum(2)[:, None], a, b.mT, alpha=-2.0)
-    away = (square.clamp(min=0.0) + 1e-9).sqrt()
-    return (1.0 + away + square * (1.0 / 3.0)) * (-away).exp()
+    ends = a.square().sum(2)[:, :, None] + b.square().sum(2)[:, None]
+    away = torch.baddbmm(ends, a, b.mT, alpha=-2.0).clamp(min=1e-9).sqrt()
+    return _Decay.apply(away)
+
+
+class _Decay(torch.autograd.Function):
+    """(1 + s + s²/3) exp(−s) in few passes over memory, with its derivative −s (1 + s) exp(−s) / 3."""
+
+    @staticmethod
+    def forward(context: Any, away: Tensor) -> Tensor:
+        fall = away.neg().exp_()
+        context.save_for_backward(away, fall)
+        return (away * (1.0 / 3.0)).add_(1.0).mul_(away).add_(1.0).mul_(fall)
+
+    @staticmethod
+    def backward(context: Any, *given: Tensor) -> Tensor:
+        away, fall = context.saved_tensors
+        return (away + 1.0).mul_(away).mul_(fall).mul_(given[0]).mul_(-1.0 / 3.0)
 
 
 def _covariance(parts: _Parts, inputs: _Inputs, valid: Tensor, extra: Tensor) -> Tensor:
     """Of the measurements, (M, N, N); padding is unrelated to everything and has variance 1."""
-    both = valid[:, :, None] & valid[:, None]
-    diagonal = torch.where(valid, parts.noise + extra + _JITTER, 1.0)
-    return torch.where(both, parts.kernel(inputs, inputs), 0.0) + torch.diag_embed(diagonal)
+    known = valid.to(extra.dtype)
+    diagonal = (parts.noise + (extra + _JITTER)) * known + (1.0 - known)
+    return parts.kernel(inputs, inputs) * (known[:, :, None] * known[:, None]) + torch.diag_embed(diagonal)
 
 
 def fit(plan: KernelPlan, learned: Learned, cells: Cells, points: Points, steps: int) -> Learned:
-    """`steps` of Adam for every member; a down-weighting of what does not belong before and in the middle."""
-    for part in (steps // 2, steps - steps // 2) if plan.robust else (steps,):
+    """`steps` of Adam for every member, with the noise that `condition` gives to what does not belong.
+
+    Fresh parameters do not know yet what belongs: they are asked again half-way.
+    """
+    begins = not bool((learned.steps > 0).any())
+    for part in (steps // 2, steps - steps // 2) if begins and plan.robust else (steps,):
         extra = condition(plan, learned, cells, points).extra if plan.robust else torch.zeros_like(points.value)
         learned = _descend(plan, learned, cells, _without_fold(plan, points, extra), part)
     return learned
@@ -248,10 +268,10 @@ def _descend(plan: KernelPlan, learned: Learned, cells: Cells, lesson: _Lesson, 
         with torch.no_grad():  # the gradient in closed form is several times cheaper than through the factorisation
             inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
             weight = inverse @ value
-            slope = 0.5 * (inverse - weight @ weight.mT)
-        loss = (slope * covariance).sum() + 0.5 * theta.square().div(variance).sum()
-        (gradient,) = torch.autograd.grad(loss, theta)
+            slope = torch.baddbmm(inverse, weight, weight.mT, beta=0.5, alpha=-0.5)
+        (gradient,) = torch.autograd.grad(covariance, theta, slope)
         with torch.no_grad():
+            gradient = gradient + theta / variance
             gradient = gradient * (10.0 / gradient.norm(dim=1, keepdim=True).clamp(min=10.0))
             taken = taken + 1.0
             first = torch.lerp(gradient, first, _BETAS[0])
@@ -283,7 +303,7 @@ class Conditioned:
 
 
 @torch.no_grad()
-def condition(plan: KernelPlan, learned: Learned, cells: Cells, points: Points, rounds: int = 3) -> Conditioned:
+def condition(plan: KernelPlan, learned: Learned, cells: Cells, points: Points, rounds: int = 2) -> Conditioned:
     """The members with all points; `rounds` times the noise of what does not belong is found anew."""
     parts = _Parts(plan, learned.theta.flatten(0, 1))
     index, valid, value = (x.repeat_interleave(plan.members, dim=0) for x in (points.index, points.valid, points.value))
@@ -304,7 +324,7 @@ def condition(plan: KernelPlan, learned: Learned, cells: Cells, points: Points, 
 
 @torch.no_grad()
 def predict(plan: KernelPlan, learned: Learned, cells: Cells, points: Points) -> Predicted:
-    """The members' common posterior over all cells: mean of means, calibrated variance and the members' disagreement."""
+    """The members' common posterior over all cells: mean of means, calibrated variance plus their disagreement."""
     known = condition(plan, learned, cells, points)
     eye = torch.eye(known.lower.shape[1], dtype=torch.float64).expand_as(known.lower)
     half = torch.linalg.solve_triangular(known.lower, eye, upper=False).float()

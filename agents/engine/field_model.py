@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from agents.engine.acquisition import Belief
-from agents.engine.deep_kernel import Cells, KernelPlan, Learned, Points, fit, pick, predict, start
+from agents.engine.deep_kernel import Cells, KernelPlan, Points, fit, pick, predict, start
 from stem_gym.core.config import Config
 from stem_gym.core.streams import Streams
 

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-_BELONGS = 4.0  # deviations; what is farther off gets the noise that makes it so many
+_BELONGS = 4.0  # deviations; what is farther off gets more noise
 _NORMAL_50, _NORMAL_90 = 0.6744898, 1.6448536
 _PRIOR_POINTS = 4.0  # so many measurements' worth of belief in the model's own deviations
 _NARROWEST, _WIDEST = 0.5, 4.0
@@ -19,7 +19,7 @@ _NARROWEST, _WIDEST = 0.5, 4.0
 def residuals(inverse: Tensor, weight: Tensor, fold: Tensor, members: int) -> tuple[Tensor, Tensor]:
     """Measured minus predicted without it, and that prediction's variance with noise, (n, N) each.
 
-    `inverse` (n*E, N, N) of the covariance, `weight` (n*E, N) = inverse · values, `fold` (n, N) the member that is asked.
+    `inverse` (n*E, N, N) of the covariance, `weight` (n*E, N) = inverse · values, `fold` (n, N) the member to ask.
     """
     precision = inverse.diagonal(dim1=1, dim2=2)
     shape = (len(fold), members, -1)
@@ -29,14 +29,16 @@ def residuals(inverse: Tensor, weight: Tensor, fold: Tensor, members: int) -> tu
 
 
 def extra_noise(residual: Tensor, variance: Tensor, valid: Tensor) -> Tensor:
-    """Noise variance (n, N) to add to a measurement so that it is at most a few deviations off; 0 for most.
+    """Noise variance (n, N) to add to measurements that are too many deviations off; the more, the less they count.
 
-    Where the model errs more than it thinks everywhere, the median error is the measure, so that few are taken for wrong.
+    Beyond a few deviations, the noise grows with the fourth power: what is a little off keeps its say, a spike has none.
+
+    Where the model errs more than it thinks everywhere, the median error is the measure, so that few are thought wrong.
     """
     z = torch.where(valid, residual / variance.sqrt(), torch.nan)
     usual = (z.abs().nanmedian(dim=1, keepdim=True).values / _NORMAL_50).nan_to_num(1.0).clamp(min=1.0)
-    wanted = (residual / (_BELONGS * usual)).square() - variance
-    return torch.where(valid, wanted.clamp(min=0.0), 0.0)
+    beyond = (z / (_BELONGS * usual)) ** 4 - 1.0
+    return torch.where(valid, (variance * beyond).clamp(min=0.0), 0.0)
 
 
 def calibration(z: Tensor, valid: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ class SearchField:
         return (torch.stack((x, y), dim=-1).reshape(-1, 2) + 0.5) / max(self.height, self.width)
 
     def exposure(self, share: float) -> int:
-        """The number of the exposure that is nearest to `share` of the logarithmic way from the shortest to the longest."""
+        """The number of the exposure nearest to `share` of the logarithmic way from the shortest to the longest."""
         times = np.log(np.array(self.exposures_s))
         wanted = times.min() + share * (times.max() - times.min())
         return int(np.abs(times - wanted).argmin())

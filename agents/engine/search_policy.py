@@ -94,10 +94,10 @@ class SearchPolicy(Policy):
         """Which rows (B,) still take places at random."""
         return scene.measured.sum(dim=1) < self.settings.first_places
 
-    def notice(self, scene: Scene) -> None:  # noqa: B027 – most agents need no more than the maps
+    def notice(self, scene: Scene) -> None:
         """Take in what all rows show, also those that believe nothing yet."""
 
-    def forget(self, rows: Tensor) -> None:  # noqa: B027 – an agent may keep nothing
+    def forget(self, rows: Tensor) -> None:
         """Forget the episodes of `rows` (n,)."""
 
     def _scores(self, seeding: Tensor) -> Tensor:
