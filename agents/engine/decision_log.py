@@ -104,7 +104,7 @@ class DecisionLog:
         return self.rows[row]
 
     def upto(self, step: int | None, row: int = 0) -> tuple[Entry, ...]:
-        """The decisions of a row to the last one of `step` (its last step if None). Raises RecordError where none is."""
+        """The decisions of a row to the last one of `step` (None: its last step). Raises RecordError where none is."""
         entries = self.row(row)
         last = entries[-1].step
         if step is None:
@@ -263,8 +263,11 @@ class _RowReader:
 
 def decision_of_row(decision: Decision, row: int) -> Decision:
     """One row of a decision, B = 1."""
-    parts: dict[str, Any] = {part.name: getattr(decision, part.name) for part in fields(Decision)}
-    return Decision(**{name: None if value is None else value[row : row + 1].copy() for name, value in parts.items()})
+    parts: dict[str, Any] = {}
+    for part in fields(Decision):
+        value = getattr(decision, part.name)
+        parts[part.name] = None if value is None else value[row : row + 1].copy()
+    return Decision(**parts)
 
 
 def _read_header(folder: Path) -> tuple[dict[str, Any], str]:

@@ -167,6 +167,7 @@ def _draw_spectrum(axis: Any, scene: _Scene, spectra: RecordedSpectra) -> None:
         low, high = float(channels.min()), float(channels.max())
         half = 0.5 * (high - low) / max(1, side - 1)
         extent = (low - half, high + half, high + half, low - half)
+        axis.set_title("e  Last pattern")
         _bar(axis.imshow(rate.reshape(side, side), cmap="gray", extent=extent), axis, f"{kind}/s and pixel")
         axis.set(xlabel="angle x (mrad)", ylabel="angle y (mrad)")
         return

@@ -35,13 +35,17 @@ class RecordedSpectra:
         return measure(self.rate, self.axis, self.reference).nan_to_num(0.0)
 
     def missed_by(self, measures: Sequence[AnyScalarizer]) -> float:
-        """How far the task's own values are from those told, RMS over RMS; 0 where nothing was measured."""
-        if not len(self.told):
-            return 0.0
-        every = torch.stack([self.values(measure) for measure in measures])
-        again = every[torch.as_tensor(self.wanted), torch.arange(len(self.told))]
-        scale = self.told.square().mean().sqrt().clamp(min=1e-30)
-        return float((again - self.told).square().mean().sqrt() / scale)
+        """How far the task's own values are from those told, RMS over RMS, of the scalarizer that is furthest off.
+
+        0 where nothing was measured.
+        """
+        worst = 0.0
+        for number in np.unique(self.wanted).tolist():
+            which = torch.as_tensor(self.wanted == number)
+            told, again = self.told[which], self.values(measures[number])[which]
+            scale = told.square().mean().sqrt().clamp(min=1e-30)
+            worst = max(worst, float((again - told).square().mean().sqrt() / scale))
+        return worst
 
 
 def recorded_spectra(entries: Sequence[Entry], task: Mapping[str, Any]) -> RecordedSpectra:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -163,7 +164,7 @@ class _Run:
     def finish(self) -> list[dict[str, Any]]:
         observation = self._reset(np.ones(self._rows, dtype=bool))
         while self._playing.any():
-            action = self._think(lambda observation=observation: self._policy.act(observation))
+            action = self._think(partial(self._policy.act, observation))
             self._note(observation, action, None)
             if self._hook is not None:
                 observation, action = self._ask(self._hook, observation, action)
@@ -188,7 +189,7 @@ class _Run:
                 return observation, action
             if isinstance(verdict, Want):
                 observation = self._tell(verdict.scalarizer)
-                action = self._think(lambda observation=observation: self._policy.act(observation))
+                action = self._think(partial(self._policy.act, observation))
             else:
                 apply(verdict, self._policy, row=0)
                 action = self._think(self._policy.decide)

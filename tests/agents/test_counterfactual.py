@@ -138,6 +138,26 @@ def test_measured_where_it_was_measured_nothing_changes(plain):
     assert_same(case.decision, plain.upto(DONE + 1)[-1].decision)
 
 
+def test_what_the_agent_is_shown_differs_in_what_was_changed_alone(plain):
+    """Where and what was measured in truth, put in as a change, gives the observation that was recorded."""
+    entries = plain.upto(DONE + 1)
+    spectra = recorded_spectra(entries, plain.task)
+    now, cell = entries[-1], int(spectra.cell[-1])
+    rate, before = spectra.rate[-1].numpy(), entries[-2].observation["measured"]
+    elsewhere = counterfactual._Elsewhere(DONE + 1, cell, float(spectra.told[-1]), rate, before)
+    wanted = counterfactual._Wanted(spectra, spectra.values(EDGE), 0, None)
+    for change in (elsewhere, wanted):
+        for key, value in change.observation(now).items():
+            tolerance = 2e-4 * np.abs(now.observation[key]).max()  # float32 sums over 128 channels
+            np.testing.assert_allclose(value, now.observation[key], rtol=0, atol=tolerance, err_msg=key)
+            assert value.dtype == now.observation[key].dtype
+    other = next(c for c in range(120) if c % 12 != c // 12 and c not in spectra.cell)
+    seen = counterfactual._Elsewhere(DONE + 1, other, 7.0, rate, before).observation(now)
+    assert seen["measured"].sum() == DONE + 1 and seen["value"][other // 12, other % 12] == 7.0 == seen["last_value"][0]
+    np.testing.assert_allclose(seen["probe"], ((other % 12 + 0.5) / 12, (other // 12 + 0.5) / 10))
+    assert seen["measured"].ravel()[cell] == 0 == seen["value"].ravel()[cell]
+
+
 def test_a_high_value_elsewhere_draws_the_belief(plain):
     measured = plain.upto(DONE + 1)[-1].observation["measured"].ravel() > 0
     cell = int(np.flatnonzero(~measured)[0])
@@ -210,7 +230,7 @@ def test_patterns_have_the_angles_of_their_pixels(tmp_path):
     """The centre of mass that the environment told comes out of the recorded pattern."""
     task, shape = {"measurements": 4}, {"shape": [8, 8]}
     env = gymnasium.make("stem_gym/SpectrumSearch-fields-v0", task=task, instrument=shape)
-    run_supervised(quick_agent(env), env, None, tmp_path, seed=2)
+    run_supervised(quick_agent(env), env, Script({1: [Want("along_x")]}), tmp_path, seed=2)
     log = DecisionLog.read(tmp_path)
     spectra = recorded_spectra(log.row(0), log.task)
     along = [parse(NamedScalarizer, part, "test").measure for part in log.task["scalarizers"]]

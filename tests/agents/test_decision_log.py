@@ -1,4 +1,4 @@
-"""What was decided is read back as it was; a log survives a kill, and nothing that is damaged or foreign is believed."""
+"""What was decided is read back as it was; a log survives a kill; what is damaged or foreign is refused."""
 
 from __future__ import annotations
 
@@ -90,6 +90,10 @@ def test_a_torn_last_file_is_left_out_and_said(folder):
     assert name(10) in DecisionLog.read(folder).left_out
 
 
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:50])
+
+
 def flip(path: Path) -> None:
     """Change a byte in the middle of the compressed data."""
     data = bytearray(path.read_bytes())
@@ -107,11 +111,11 @@ def resave(path: Path, **changes: object) -> None:
 
 
 DAMAGE = {
-    "cut in the middle": (lambda f: (f / name(4)).write_bytes((f / name(4)).read_bytes()[:50]), f"{name(4)} is damaged"),
+    "cut in the middle": (lambda f: cut(f / name(4)), f"{name(4)} is damaged"),
     "a flipped byte": (lambda f: flip(f / name(8)), name(8)),
     "a file is gone": (lambda f: (f / name(2)).unlink(), "lacks decision 2 of row 0"),
     "the last is gone": (lambda f: (f / name(10)).unlink(), "ends 11 decisions of row 0; the log has 10"),
-    "of another log": (lambda f: resave(f / name(3), told={"log": "0123456789ab"}), "belongs to row 0 of the log 0123456"),
+    "of another log": (lambda f: resave(f / name(3), told={"log": "0123456789ab"}), "row 0 of the log 0123456"),
     "of another place": (lambda f: shutil.copy(f / name(3), f / name(4)), "it is decision 3.*right would be 4"),
     "no file of a log": (lambda f: np.savez(f / name(3), x=np.zeros(3)), f"{name(3)} is no file of this log"),
     "code inside": (

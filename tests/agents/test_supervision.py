@@ -11,7 +11,7 @@ from agents.engine.console_hook import console_hook, sentence_of
 from agents.engine.decision import Decision
 from agents.engine.decision_log import DecisionLog
 from agents.engine.supervision import Moment, check_verdict, run_supervised
-from agents.engine.verdicts import Approve, Pin, Prefer, Veto, Want
+from agents.engine.verdicts import Approve, Pin, Prefer, Veto, Want, apply
 from stem_gym.core.errors import ActionError, PolicyError
 from tests.agents.recorded import Script, quick_agent, search_env
 
@@ -58,6 +58,16 @@ def test_what_the_person_says_is_done(tmp_path):
     assert at[6][1].chosen == np.where(free_cells, decision.deviation.ravel(), -1).argmax()
     assert at[7][0].wanted == "odd"
     assert isinstance(policy.acquisition, ExpectedImprovement), "as it was before"
+
+
+def test_the_last_word_about_a_cell_counts():
+    policy = quick_agent(search_env())
+    apply(Veto((5, 6)), policy, row=0)
+    apply(Pin(5), policy, row=0)
+    assert policy.forbidden[0].nonzero().flatten().tolist() == [6]
+    assert policy.pinned[0].nonzero().flatten().tolist() == [5]
+    apply(Veto((5,)), policy, row=0)
+    assert policy.forbidden[0].nonzero().flatten().tolist() == [5, 6] and not policy.pinned.any()
 
 
 def test_every_row_of_a_batch_is_recorded(tmp_path):
