@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import torch
 from gymnasium.vector import AutoresetMode
 
 from agents.engine.evaluate import evaluate
@@ -139,6 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--against", default="uniform", help="agents to compare with (default: uniform)")
     given = parser.parse_args(argv)
+    torch.set_num_threads(1)  # two on a busy machine wait for one another
     try:
         folder = ship(given.run, given.episodes, given.seed, given.against.split(","))
     except StemGymError as error:
