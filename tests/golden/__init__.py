@@ -49,6 +49,8 @@ def _uniform_actions(space: gymnasium.Space[Any]) -> np.ndarray:
     generator = np.random.Generator(np.random.PCG64(SEED))
     if isinstance(space, gymnasium.spaces.Discrete):
         return generator.integers(space.start, space.start + space.n, STEPS)
+    if isinstance(space, gymnasium.spaces.MultiDiscrete):
+        return generator.integers(space.start, space.start + space.nvec, (STEPS, len(space.nvec)))
     assert isinstance(space, gymnasium.spaces.Box)
     return generator.uniform(space.low, space.high, (STEPS, *space.shape)).astype(space.dtype).round(3)
 
