@@ -98,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--fields", nargs="*", default=list(FIELDS), choices=list(FIELDS), help="default: all")
     parser.add_argument("--agents", nargs="*", default=list(AGENTS), choices=list(AGENTS), help="default: all")
-    parser.add_argument("--episodes", type=int, default=32, help="worlds or seeds, played side by side")
+    parser.add_argument("--episodes", type=int, default=16, help="worlds or seeds, played side by side")
     parser.add_argument("--measurements", type=int, default=80, help="of an episode")
     parser.add_argument("--seed", type=int, default=2026, help="seed of the worlds")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")

@@ -95,8 +95,8 @@ def page(contract: Mapping[str, Any], evaluation: Mapping[str, Any], episodes: i
 
 {chr(10).join(table)}
 
-`curve.csv` and `curve.png` show the learning. Actions of the curve are drawn from the learned Gaussian, those of the
-table are its mean. Arrays: `{ARRAYS}`; what they were made for: `{CONTRACT}`.
+`curve.csv` and `curve.png` show the learning. Actions of the curve are drawn from what was learned, those of the
+table are the most likely ones. Arrays: `{ARRAYS}`; what they were made for: `{CONTRACT}`.
 """
 
 
