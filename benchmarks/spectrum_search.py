@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--fields", nargs="*", default=list(FIELDS), choices=list(FIELDS), help="default: all")
     parser.add_argument("--agents", nargs="*", default=list(AGENTS), choices=list(AGENTS), help="default: all")
     parser.add_argument("--episodes", type=int, default=16, help="worlds or seeds, played side by side")
-    parser.add_argument("--measurements", type=int, default=80, help="of an episode")
+    parser.add_argument("--measurements", type=int, default=80, help="of a recorded map")
     parser.add_argument("--seed", type=int, default=2026, help="seed of the worlds")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
     parser.add_argument("--show", action="store_true", help="print the stored tables, measure nothing")
@@ -132,11 +132,13 @@ def _measure_one(name: str, agent: str, arguments: argparse.Namespace, progress:
     """The figures of one agent on one field; None where it can not act there."""
     where, episodes = FIELDS[name], arguments.episodes
     overrides = dict(where.overrides)
-    overrides["task"] = dict(overrides.get("task", {})) | {"measurements": arguments.measurements}
-    overrides["budget"] = {"steps": arguments.measurements, "seconds": 1e6, "electrons": 1e18}
+    if where.path is not None:  # an id of ours is played as it is: its trained policy is for that task alone
+        overrides["task"] = dict(overrides["task"]) | {"measurements": arguments.measurements}
+        overrides["budget"] = {"steps": arguments.measurements, "seconds": 1e6, "electrons": 1e18}
     env: Any = gymnasium.make_vec(
         where.id, num_envs=episodes, autoreset_mode=AutoresetMode.DISABLED, fused=False, **overrides
     )
+    most = env.unwrapped.task_config["measurements"]
     settings: dict[str, Any] = {"weights": where.taken_from} if agent == "ppo" and where.taken_from else {}
     try:
         policy = agents.make(agent, env, **settings)
@@ -148,9 +150,9 @@ def _measure_one(name: str, agent: str, arguments: argparse.Namespace, progress:
     finally:
         env.close()
     figures = {"field": name, "agent": agent, "id": where.id, "episodes": episodes, "seed": arguments.seed}
-    figures |= {"measurements": arguments.measurements, "settings": policy.settings.model_dump(mode="json")}
+    figures |= {"measurements": most, "settings": policy.settings.model_dump(mode="json")}
     for share in SHARES:
-        figures[f"to_{share}"] = _needed([row.get(f"measurements_to_{share}") for row in found], arguments.measurements)
+        figures[f"to_{share}"] = _needed([row.get(f"measurements_to_{share}") for row in found], most)
     for key in ("best_share", "area_under_best", "found_top1_share", "found_top5_share", "seconds", "electrons"):
         figures[key] = _mean_and_error([row[key] for row in found])
     thinking = sum(row["thinking_s"] for row in found) / sum(row["measurements"] for row in found)
