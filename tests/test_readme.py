@@ -42,17 +42,23 @@ def test_the_make_targets_exist(words):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where a reader types all the commands."""
+    return tmp_path_factory.mktemp("readme")
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("nion")
 @pytest.mark.parametrize("words", [w for w in COMMANDS if w[0] == "stem-gym"], ids=" ".join)
-def test_the_commands_run(words, tmp_path):
-    """Each in a process of its own: Nion Swift allows one instrument per process."""
+def test_the_commands_run(words, folder):
+    """Each in a process of its own: Nion Swift allows one instrument per process. Later ones read what earlier left."""
     import sys
 
     if "nion" in words:
         pytest.importorskip("nion.instrumentation")
     done = subprocess.run(
-        [sys.executable, "-m", "stem_gym.cli", *words[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "stem_gym.cli", *words[1:]], cwd=folder, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == cli.OK, done.stdout + done.stderr
 

@@ -229,7 +229,9 @@ def test_a_missing_extra_is_named(monkeypatch):
         agents.make("gp_bo", search_face())
 
 
-@pytest.mark.parametrize(("height", "width", "count"), [(32, 32, 60), (50, 40, 25), (8, 64, 30), (5, 5, 100), (3, 7, 1)])
+@pytest.mark.parametrize(
+    ("height", "width", "count"), [(32, 32, 60), (50, 40, 25), (8, 64, 30), (5, 5, 100), (3, 7, 1)]
+)
 def test_the_grid_is_even_and_walked_to_and_fro(height, width, count):
     order = walk(height, width, count)
     assert np.array_equal(np.sort(order), np.arange(height * width)), "every cell once"
