@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from stem_gym.core.batch import names_every
 from stem_gym.core.conformance import check_instrument, check_vector_env
 from stem_gym.core.errors import CapabilityError, ConformanceError, InstructionError
 from stem_gym.core.instructions import Acquire, Blank, Dwell, Instruction, Park, Read, Reading, Scan, Set, Wait, no_dose
@@ -110,6 +111,10 @@ class Bench(Instrument):
             images = noise.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
             calibration = each | ({} if self.fault == "not calibrated" else {"electrons_per_pixel": electrons})
             return Reading("Scan", rows, time_s, electrons, one, {"images": images}, calibration)
+        if self.fault == "quicker where all rows are known" and names_every(rows, self.rows):
+            electrons = electrons * 1.01
+        if self.fault == "hands out its buffer" and n == self.rows:
+            electrons = self.dose
         data = {"place": torch.zeros(n, 2), "trace": noise[:, None].expand(n, it.trace)}
         return Reading("Dwell", rows, time_s, electrons, one, data, each | {"electrons_per_sample": electrons})
 
@@ -151,6 +156,8 @@ INSTRUMENT_FAULTS = {
     "is early": "Wait takes the time",
     "touches every row": "on row 0 leaves the other rows alone",
     "one stream": "whatever other rows do",
+    "quicker where all rows are known": "known to be all rows does what the same rows listed do",
+    "hands out its buffer": "stays as it was given",
     "images without channels": "images of Scan",
     "not calibrated": "Scan is calibrated by electrons_per_pixel",
     "does not abort": "An abort blanks the beam",
