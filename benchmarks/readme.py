@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import fabrication
+from benchmarks import fabrication, spectrum_search
 from benchmarks.leaderboard import markdown
 
 HERE = Path(__file__).resolve().parent
@@ -121,9 +121,22 @@ def _fidelity(stored: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _spectrum_search(stored: Mapping[str, Any]) -> str:
+    episodes = max(row["episodes"] for row in stored["rows"])
+    return (
+        f"Agents that search for spectra, {episodes} episodes each (`python benchmarks/spectrum_search.py`): measurements to a "
+        "share of the range of the noise-free map, median with its 95 % interval; then what was found at the end, and what "
+        "the agent predicts of the map after 60 measurements. `v0` is SpectrumSearch-v0 on unseen worlds; the others are "
+        "measured maps: the Cu-L and Zn-L edges of an oxide on carbon nanotubes by EELS (hyperspy/exspy-demos, I. Hjorth "
+        "2017), and Pt-L of Fe–Pt particles by EDS (Rossouw et al., Nano Lett. 2015). `ppo` is the policy trained on v0, "
+        f"taken over as it is.\n\n{spectrum_search.markdown(stored)}"
+    )
+
+
 _SECTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "leaderboard": _leaderboard,
     "fabrication": _fabrication,
+    "spectrum_search": _spectrum_search,
     "throughput": _throughput,
     "fidelity": _fidelity,
     "start_up": _start_up,

@@ -39,6 +39,7 @@ DATA = Path(os.environ.get("STEM_GYM_DATA", REPO.parent / "shared" / "data"))
 AGENTS = ("uniform", "raster", "gp_bo", "structured_gp", "dkl", "novelty", "im2spec", "ppo")
 SHARES = (90, 95, 99)
 LOOKS = (20, 40, 60)  # measurements after which the predicted map is judged
+_NO_MAP = {"novelty"}  # what it predicts is how unlike a spectrum is, and not what is wanted
 _Z90 = 1.6449
 _RESAMPLES = 2000
 
@@ -156,7 +157,7 @@ def _measure_one(name: str, agent: str, arguments: argparse.Namespace, progress:
     for key in ("best_share", "area_under_best", "found_top1_share", "found_top5_share", "seconds", "electrons"):
         figures[key] = _mean_and_error([row[key] for row in found])
     thinking = sum(row["thinking_s"] for row in found) / sum(row["measurements"] for row in found)
-    return figures | {"thinking_s_per_measurement": thinking, "map": watched.judged}
+    return figures | {"thinking_s_per_measurement": thinking, "map": {} if agent in _NO_MAP else watched.judged}
 
 
 class _Watched(Policy):
