@@ -124,12 +124,13 @@ def _fidelity(stored: Mapping[str, Any]) -> str:
 def _spectrum_search(stored: Mapping[str, Any]) -> str:
     episodes = max(row["episodes"] for row in stored["rows"])
     return (
-        f"Agents that search for spectra, {episodes} episodes each (`python benchmarks/spectrum_search.py`): measurements to a "
-        "share of the range of the noise-free map, median with its 95 % interval; then what was found at the end, and what "
-        "the agent predicts of the map after 60 measurements. `v0` is SpectrumSearch-v0 on unseen worlds; the others are "
-        "measured maps: the Cu-L and Zn-L edges of an oxide on carbon nanotubes by EELS (hyperspy/exspy-demos, I. Hjorth "
-        "2017), and Pt-L of Fe–Pt particles by EDS (Rossouw et al., Nano Lett. 2015). `ppo` is the policy trained on v0, "
-        f"taken over as it is.\n\n{spectrum_search.markdown(stored)}"
+        f"Agents that search for spectra, {episodes} episodes each (`python benchmarks/spectrum_search.py`): how many "
+        "measurements took the best so far to a share of the noise-free map's range, median with its 95 % interval; "
+        "what was found at the end; and what the agent predicts of the map after 60 measurements. `v0` is "
+        "SpectrumSearch-v0 on unseen worlds. The others are measured: the Cu-L and Zn-L edges of an oxide on carbon "
+        "nanotubes by EELS (I. Hjorth 2017, hyperspy/exspy-demos), and Pt-L of Fe–Pt particles by EDS (Rossouw et al., "
+        "Nano Lett. 2015). There `ppo` is the policy that was trained on v0, taken over as it is.\n\n"
+        f"{spectrum_search.markdown(stored)}"
     )
 
 
