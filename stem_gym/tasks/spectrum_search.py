@@ -29,6 +29,7 @@ _TRUE_NUMBERS = 2**24  # of noise-free spectra that are looked at at once
 _LEARN_REACH = 0.06  # of the plain interpolation that `learn` is judged with: part of the field's side, …
 _LEARN_CONTRAST = 0.15  # … and of the image's full scale
 _LEARN_PRIOR = 1e-3  # weight of the mean of all values, for cells far from any measurement
+_ROUNDING = 1e-6  # relative, by which an exposure may pass the instrument's limits: single precision
 _TINY = 1e-12
 
 
@@ -57,7 +58,7 @@ class SpectrumSearchConfig(Config):
     exposures_s: tuple[float, ...] = Field(min_length=1, max_length=16)
     """exposures to choose from; in place mode the shortest and the longest"""
     measurements: int = Field(ge=1, le=10_000)
-    """places that can be measured; the episode ends with the last"""
+    """places that can be measured; the episode ends with the last, or where no cell is left to measure"""
     remeasure: bool = True
     """whether a measured cell may be measured again; its spectra are then added up"""
     scalarizers: tuple[NamedScalarizer, ...] = Field(min_length=1, max_length=16)
@@ -108,6 +109,7 @@ class State:
     true_counts: Tensor  # (B, S, 3) cells that are there
     attained: Tensor  # (B,) what the mode counts, from truth
     covered: Tensor  # (B,) part of the field near a measurement; only in mode "learn"
+    scored: Tensor  # (B,) int64 cells that were measured when it was scored last
     reached: Tensor  # (B, 3) measurements that took the best to each of SHARES; NaN until then
     area: Tensor  # (B,) sum of the best so far over measurements
     score_truth: Tensor  # (B,) summed reward
@@ -148,7 +150,8 @@ class SpectrumSearch(Task[State]):
     *discover* the share of cells above `level_share` of the range that were measured; *learn* one minus the error of
     the map that the plainest interpolation makes of the measured values (RMSE / range). Without truth, *optimise*
     counts a new maximum by its part of the range seen, *discover* values above the level by the range seen, *learn*
-    the part of the field near a measurement. Both are in `info` as `score_truth` and `score_perceived`.
+    the part of the field near a measurement; a cell that is measured again counts nothing. Both are in `info` as
+    `score_truth` and `score_perceived`.
 
     ## Start and end
 
@@ -186,6 +189,7 @@ class SpectrumSearch(Task[State]):
             raise ConfigError("The instrument has no grid of its own: give the task's `grid` (rows, columns).")
         if capabilities.grid is not None and tuple(grid) != tuple(capabilities.grid):
             raise ConfigError(f"The instrument's grid is {capabilities.grid}; the task's is {grid}. Leave `grid` out.")
+        _check_exposures(config.exposures_s, capabilities.limits.get("Acquire.exposure_s"))
         fov_ang = config.fov_ang or _only(capabilities.limits.get("Scan.fov_ang"))
         if fov_ang is None:
             raise ConfigError("The instrument has no field of its own: give the task's `fov_ang`.")
@@ -221,6 +225,7 @@ class SpectrumSearch(Task[State]):
             true_counts=maps[:, :, :1].expand(-1, -1, 3),
             attained=zero,
             covered=zero,
+            scored=none,
             reached=torch.full((rows, len(SHARES)), torch.nan, device=device),
             area=zero,
             score_truth=zero,
@@ -282,14 +287,16 @@ class SpectrumSearch(Task[State]):
         }
         reward_seen, reward_true = torch.stack(tuple(terms.values())).sum(0).unbind(0)
         by_truth = for_truth and config.scores_from == "truth"
-        state = replace(state, covered=covered, score_perceived=state.score_perceived + reward_seen)
+        seen = state.score_perceived + reward_seen
+        state = replace(state, covered=covered, scored=state.used, score_perceived=seen)
         metrics |= {name: term[int(by_truth)] for name, term in terms.items()}
         metrics["score_perceived"] = state.score_perceived
         if for_truth:
             state = replace(state, score_truth=state.score_truth + reward_true)
             metrics["score_truth"] = state.score_truth
         reward = reward_true if by_truth else reward_seen
-        return state, Score(reward, state.used >= config.measurements, metrics)
+        places = config.measurements if config.remeasure else min(config.measurements, self._cells)
+        return state, Score(reward, state.used >= places, metrics)
 
     def tell(self, state: State, wishes: Mapping[str, Any]) -> State:
         """Another scalarizer is wanted from now on: `scalarizer`, by name."""
@@ -574,12 +581,13 @@ class SpectrumSearch(Task[State]):
     def _gain_seen(self, state: State) -> tuple[Tensor, Tensor]:
         """What the last measurement added by perception, and the part of the field that is covered; each (B,)."""
         last, least, most, before = self._seen(state)
-        span, several = (most - least).clamp(min=_TINY), state.used > 1
+        span = (most - least).clamp(min=_TINY)
+        counts = (state.used > 1) & (state.used > state.scored)  # a first value has no range; a second look is no find
         if self.config.mode == "optimise":
-            gain = torch.where(several, (most - before).clamp(min=0.0) / span, 0.0)
+            gain = torch.where(counts, (most - before).clamp(min=0.0) / span, 0.0)
         elif self.config.mode == "discover":
             above = last >= least + self.config.level_share * span
-            gain = (above & several).float() / self.config.measurements
+            gain = (above & counts).float() / self.config.measurements
         else:
             covered = (state.weight / (1.0 + state.weight)).mean(1)
             return covered - state.covered, covered
@@ -600,6 +608,17 @@ def _check(config: SpectrumSearchConfig, names: Sequence[str]) -> None:
         raise ConfigError(f"exposures_s of places are the shortest and the longest; given {list(exposures)}.")
     if config.grid is not None and min(config.grid) < 2:
         raise ConfigError(f"grid must have at least 2 rows and 2 columns; given {list(config.grid)}.")
+
+
+def _check_exposures(exposures_s: Sequence[float], limits: Limits | None) -> None:
+    """Refuse exposures that the instrument does not take."""
+    if limits is None:
+        return
+    least, most = limits.low * (1.0 - _ROUNDING), limits.high * (1.0 + _ROUNDING)
+    if not least <= min(exposures_s) <= max(exposures_s) <= most:
+        raise ConfigError(
+            f"exposures_s: the instrument takes {limits.low:g} to {limits.high:g} s; given {list(exposures_s)}."
+        )
 
 
 def _only(limits: Limits | None) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from stem_gym.core.config import Budget, parse
 from stem_gym.core.errors import ActionError, CapabilityError, ConfigError
+from stem_gym.core.instrument import Limits
 from stem_gym.envs.batch import BatchEnv
 from stem_gym.tasks.spectrum_search import SpectrumSearch, SpectrumSearchConfig
 from tests.tasks.toy_field import Toy
@@ -80,6 +82,15 @@ def test_perception_counts_a_new_maximum_by_its_part_of_the_range_seen() -> None
     assert "best_share" not in measure(env, 3).metrics
 
 
+@pytest.mark.parametrize("mode", ["optimise", "discover", "learn"])
+@pytest.mark.parametrize("knows", [True, False])
+def test_measuring_the_best_again_is_worth_nothing(mode: str, knows: bool) -> None:
+    env = env_of(knows=knows, mode=mode, measurements=48)
+    first = [float(measure(env, cell).reward[0]) for cell in (10, 20, 47)]
+    assert first[-1] > 0.01
+    assert [float(measure(env, 47).reward[0]) for _ in range(3)] == pytest.approx([0.0] * 3, abs=1e-6)
+
+
 def test_discover_counts_the_cells_above_the_level() -> None:
     """With the level at the middle of the range the upper 24 of the 48 cells are sought."""
     env = env_of(mode="discover", level_share=0.5)
@@ -120,6 +131,12 @@ def test_measuring_again_is_refused_where_the_task_says_so() -> None:
     with pytest.raises(ActionError, match=r"Cell 9 \(x 1, y 1\) of row 1 was measured before"):
         measure(env, 8, 9)
     measure(env, 8, 10)  # nothing was lost
+
+
+def test_an_episode_without_measuring_again_ends_where_no_cell_is_left() -> None:
+    once, again = env_of(remeasure=False, measurements=60), env_of(measurements=60)
+    ends = [(bool(measure(once, cell).terminated[0]), bool(measure(again, cell).terminated[0])) for cell in range(48)]
+    assert ends == [(False, False)] * 47 + [(True, False)]
 
 
 def test_another_scalarizer_in_mid_episode_is_told_and_looks_at_the_same_spectra() -> None:
@@ -191,6 +208,17 @@ def test_the_spectrum_in_the_observation_is_averaged_without_loss() -> None:
 def test_what_makes_no_sense_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         env_of(**changes)
+
+
+@pytest.mark.parametrize("exposures_s", [[0.005], [0.02, 0.3]])
+def test_exposures_that_the_instrument_does_not_take_are_refused_at_once(exposures_s: list[float]) -> None:
+    can = Toy(field(), GRID).capabilities
+    limited = replace(can, limits={"Acquire.exposure_s": Limits(0.01, 0.1)})
+    task = SpectrumSearch(parse(SpectrumSearchConfig, BASE | {"exposures_s": exposures_s}, "test"))
+    with pytest.raises(ConfigError, match=r"takes 0.01 to 0.1 s; given \[0.0"):
+        task.fitted(limited)
+    longest = SpectrumSearch(parse(SpectrumSearchConfig, BASE | {"exposures_s": [0.1 * (1.0 + 1e-8)]}, "test"))
+    assert longest.fitted(limited).action_space.n == 48, "single precision is no reason to refuse"
 
 
 def test_an_instrument_without_the_detector_is_refused_by_name() -> None:
