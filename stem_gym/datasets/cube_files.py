@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ _NM = {
     "pm": 1e-3,
 }
 _PA_PER_NA = 1000.0
+_ZARR_METADATA = (".zarray", ".zmetadata", "zarr.json")  # where a zarr store may name the codecs of its arrays
 _TORN = (
     OSError,
     KeyError,
@@ -52,6 +54,7 @@ _TORN = (
     IndexError,
     RuntimeError,
     zipfile.BadZipFile,
+    zlib.error,
     EOFError,
 )
 
@@ -214,16 +217,18 @@ def _rosetta_axis(axis: Mapping[str, Any], shape: tuple[int, ...]) -> _Axis:
 
 def _refuse_pickled_zarr(file: Path) -> None:
     """A zarr store names its codecs in small JSON files: one of them is Python's pickle, which could run code."""
-    if file.is_dir():
-        texts = [item.read_text(errors="replace") for name in (".zarray", "zarr.json") for item in file.rglob(name)]
-    else:
-        try:
+    try:
+        if file.is_dir():
+            texts = [item.read_bytes() for name in _ZARR_METADATA for item in file.rglob(name)]
+        else:
             with zipfile.ZipFile(file) as archive:
-                names = [name for name in archive.namelist() if name.rsplit("/", 1)[-1] in (".zarray", "zarr.json")]
-                texts = [archive.read(name).decode(errors="replace") for name in names]
-        except (OSError, zipfile.BadZipFile) as error:
-            raise DataError(f"{file} can not be read, it may be cut short: {error}") from error
-    if any('"pickle"' in text for text in texts):
+                names = [name for name in archive.namelist() if name.rsplit("/", 1)[-1] in _ZARR_METADATA]
+                texts = [archive.read(name) for name in names]
+        # Read as JSON, as the store's reader does: a text may be written in other letters than it holds.
+        pickled = any("pickle" in json.dumps(json.loads(text)) for text in texts)
+    except (*_TORN, RecursionError) as error:
+        raise DataError(f"{file} can not be read, it may be cut short: {error}") from error
+    if pickled:
         raise DataError(f"{file} holds pickled objects, which are not read: they could run code.")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,8 +73,8 @@ def _read_npz(file: Path) -> Recorded:
         raise
     except ValueError as error:
         raise DataError(f"{file} holds pickled objects or a torn array, which are not read: {error}") from error
-    except (OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{file} can not be read, it may be cut short: {error}") from error
+    except (OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{file} can not be read, it may be cut short or damaged: {error}") from error
     if "spectra" not in arrays:
         raise DataError(f"{file} has no array 'spectra'; it holds {sorted(arrays)}. It must hold {_NPZ_KEYS}.")
     energy = arrays.get("energy_eV")

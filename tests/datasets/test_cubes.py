@@ -80,6 +80,13 @@ def test_files_that_are_torn_foreign_or_absent_are_refused(tmp_path):
         path.write_bytes(whole[: int(share * len(whole))])
         with pytest.raises(DataError, match="can not be read|pickled objects or a torn array"):
             read_cube(path)
+    np.savez_compressed(path, spectra=SPECTRA, energy_eV=ENERGY_EV)
+    whole = path.read_bytes()
+    begin = 30 + len("spectra.npy") + int.from_bytes(whole[28:30], "little")  # the first member's numbers themselves
+    for at in range(begin, begin + 80, 5):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        with pytest.raises(DataError, match="can not be read|pickled objects or a torn array"):
+            read_cube(path)
     with path.open("wb") as stream:
         np.save(stream, SPECTRA)
     with pytest.raises(DataError, match="no archive of arrays"):
@@ -121,6 +128,23 @@ def test_a_pickle_never_runs(name, tmp_path):
     with pytest.raises(DataError, match="pickled|torn|archive of arrays"):
         read_cube(path)
     assert not went_off.exists()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", [".zarray", ".zmetadata", "zarr.json"])
+@pytest.mark.parametrize("codec", ['"pickle"', '"p\\u0069ckle"'])
+def test_a_zarr_store_that_unpickles_is_refused_wherever_it_says_so(codec, name, packed, tmp_path):
+    """Also where its metadata are in one file, or the name is written in other letters; and what is no JSON."""
+    path = tmp_path / "cube.zspy"
+    for text, words in ((f'{{"metadata": {{"filters": [{{"id": {codec}}}]}}}}', "pickled"), ("{", "can not be read")):
+        if packed:
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr(f"Experiments/{name}", text)
+        else:
+            (path / "Experiments").mkdir(parents=True, exist_ok=True)
+            (path / "Experiments" / name).write_text(text)
+        with pytest.raises(DataError, match=words):
+            read_cube(path)
 
 
 def test_ndata_of_nion_swift_is_read(tmp_path):
