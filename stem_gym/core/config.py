@@ -12,7 +12,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -99,9 +99,10 @@ def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any
 def parse(model: type[Model], data: Mapping[str, Any], source: str) -> Model:
     """`data` as the model. Raises ConfigError that names the source, every wrong key and the nearest right one."""
     try:
+        data = json.loads(json.dumps(data, default=_plain))  # what was made in Python is written as in a file
         return model.model_validate_json(json.dumps(data))  # JSON mode: lists become tuples, but text no numbers
     except ValidationError as error:
-        faults = error.errors()
+        faults = [item for item in error.errors() if not _follows(item, error.errors())]
         whole = [item["loc"] for item in faults if item["type"] == "int_type" and _is_whole(item["input"])]
         mended = functools.reduce(_as_integer, whole, data)
         if json.dumps(mended) != json.dumps(data):  # 1e5 for `steps` is a whole number, though it is read as 100000.0
@@ -115,7 +116,21 @@ def parse(model: type[Model], data: Mapping[str, Any], source: str) -> Model:
 def config_hash(data: Mapping[str, Any] | BaseModel) -> str:
     """Twelve hexadecimal digits that change with any value of the configuration."""
     plain = data.model_dump(mode="json") if isinstance(data, BaseModel) else data
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=_plain).encode()).hexdigest()[:12]
+
+
+def _plain(value: Any) -> Any:
+    """A model as plain data. Raises TypeError for anything else, as JSON wants it."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+def _follows(fault: Any, faults: Sequence[Any]) -> bool:
+    """Whether a list is too short only because its items are wrong, which is told by themselves."""
+    depth = len(fault["loc"])
+    inner = [other for other in faults if len(other["loc"]) > depth and other["loc"][:depth] == fault["loc"]]
+    return fault["type"] == "too_short" and bool(inner)
 
 
 def _is_whole(value: Any) -> bool:

@@ -68,6 +68,26 @@ def test_good_data_is_read_and_frozen():
         config.steps = 4
 
 
+class Listed(Config):
+    parts: tuple[Inner, ...] = Field(min_length=1)
+    """parts"""
+
+
+def test_what_was_made_in_python_is_read_as_from_a_file():
+    made = parse(Listed, {"parts": [Inner(width_ang=2.0)]}, "demo.yaml")
+    assert made == parse(Listed, {"parts": [{"width_ang": 2.0}]}, "demo.yaml") and made.parts[0].width_ang == 2.0
+    assert config_hash({"parts": [Inner(width_ang=2.0)]}) == config_hash({"parts": [{"width_ang": 2.0}]})
+    with pytest.raises(ConfigError, match="not plain data: Object of type object"):
+        parse(Listed, {"parts": [object()]}, "demo.yaml")
+
+
+def test_a_wrong_item_is_told_without_saying_that_the_list_is_empty():
+    with pytest.raises(ConfigError, match=r"^demo.yaml: parts.0.width_ang: [^\n]*greater than 0; given -1.0\.$"):
+        parse(Listed, {"parts": [{"width_ang": -1.0}]}, "demo.yaml")
+    with pytest.raises(ConfigError, match="parts: .*at least 1 item"):
+        parse(Listed, {"parts": []}, "demo.yaml")
+
+
 def test_a_whole_number_is_taken_in_any_form():
     config = parse(Outer, {"steps": 1e5}, "demo.yaml")
     assert config.steps == 100_000 and isinstance(config.steps, int)
