@@ -15,10 +15,11 @@ from torch import Tensor
 from agents.engine.acquisition import Belief
 from agents.engine.deep_kernel import Cells, KernelPlan
 from agents.engine.field_model import FieldModel, Training
-from agents.engine.patch_features import check_side, intensity_and_gradient
+from agents.engine.patch_features import intensity_and_gradient
 from agents.engine.search_field import Scene
 from agents.engine.search_policy import SearchPolicy, SearchSettings
 from agents.policy import Face
+from stem_gym.core.errors import PolicyError
 
 _TERMS = 4  # intensity, its local mean, its steepness, and the local mean squared
 
@@ -42,7 +43,11 @@ class StructuredGP(SearchPolicy):
 
     def __init__(self, face: Face, settings: Any) -> None:
         super().__init__(face, settings)
-        check_side(settings.blur + 1, self.field.height, self.field.width)
+        side = min(self.field.height, self.field.width)
+        if settings.blur >= side:
+            raise PolicyError(
+                f"blur must be less than the image's shorter side of {side} pixels; given {settings.blur}."
+            )
         rate = settings.training.learning_rate
         plan = KernelPlan(basis=_TERMS, members=1, learning_rate=rate, robust=settings.robust)
         self.model = FieldModel(plan, settings.training, self.streams, self._describe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,8 +117,10 @@ def _what_if(log: Any, question: Question) -> list[dict[str, Any]]:
     if question.scalarizer is not None:
         found[f"wanted {question.scalarizer}"] = counterfactual.what_if_wanted(log, question.scalarizer, step, row)
     if question.measured:
-        if len(question.measured) != 3 or step is None:
-            raise ConfigError("A measurement elsewhere needs --step and three numbers: x, y and the value.")
+        if len(question.measured) != 3 or step is None or not all(map(math.isfinite, question.measured)):
+            raise ConfigError("A measurement elsewhere needs --step and three finite numbers: x, y and the value.")
+        if any(side != int(side) for side in question.measured[:2]):
+            raise ConfigError(f"x and y are the whole numbers of a cell; given {list(question.measured[:2])}.")
         (x, y), value = map(int, question.measured[:2]), float(question.measured[2])
         height, width = log.task["grid"]
         if not (0 <= x < width and 0 <= y < height):

@@ -91,7 +91,9 @@ def test_a_wrong_question_is_refused_in_a_sentence(capsys, tmp_path):
         (["--row", 2], "asked for row 2"),
         (["--acquisition", "thomson"], "Did you mean 'thompson'"),
         (["--scalarizer", "mn_egde"], "Did you mean 'mn_edge'"),
-        (["--measured", 1, 2, 3], "needs --step and three numbers"),
+        (["--measured", 1, 2, 3], "needs --step and three finite numbers"),
+        (["--step", 2, "--measured", 1, 2, "nan"], "needs --step and three finite numbers"),
+        (["--step", 2, "--measured", 1.7, 2, 3], "whole numbers of a cell; given [1.7, 2.0]"),
         (["--step", 2, "--measured", 9, 0, 3], "x from 0 to 8 and y from 0 to 7; given 9, 0"),
     ):
         code, _, err = run(capsys, "explain", tmp_path, *words)
