@@ -149,9 +149,16 @@ def _folder_of(face: Face, weights: str) -> Path:
     if weights != SHIPPED:
         return Path(weights)
     raise PolicyError(
-        f"No trained 'ppo' ships for {face.id}. Train one (stem-gym train ppo {face.id} --out DIR) and give its "
-        'folder as weights, or ask for weights="fresh".'
+        f"No trained 'ppo' ships for {face.id}.{_other_maps(face)} Train one "
+        f'(stem-gym train ppo {face.id} --out DIR) and give its folder as weights, or ask for weights="fresh".'
     )
+
+
+def _other_maps(face: Face) -> str:
+    """Whose policy could be taken over."""
+    if not reads_maps(face.observation_space, face.action_space):
+        return ""
+    return ' That of another search fits its maps: weights="stem_gym/SpectrumSearch-v0".'
 
 
 def _contract_in(folder: Path, face: Face, weights: str) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Field:
 
 def _measured(file: str, name: str, measure: Mapping[str, Any], known: Mapping[str, Any]) -> Field:
     """A recorded map at its own exposure; `known` is what its file does not tell."""
-    known = {"current_pa": 100.0, "exposure_s": 0.1} | dict(known)
+    known = {"current_pa": 100.0, "exposure_s": 0.1, "thin": 0.5} | dict(known)  # thinned: every episode has its noise
     task = {"detector": known["spectrometer"], "scalarizers": [{"name": name, "measure": measure}]}
     task["exposures_s"] = [known["exposure_s"]]
     own = {"path": DATA / file, "task": task, "instrument": known}
@@ -200,9 +200,10 @@ class _Watched(Policy):
         task, instrument = self._batch.task, self._batch.instrument
         truth, rows = instrument.truth(), torch.arange(self._batch.rows)
         if isinstance(instrument, ReplayedCube):
-            electrons = torch.from_numpy(instrument.replay.spectra.astype(np.float32)) / (
-                instrument.config.counts_per_electron * task.config.exposures_s[0]
-            )
+            config, rng = instrument.config, np.random.default_rng(1)
+            recorded = np.round(instrument.replay.spectra / config.counts_per_electron).astype(np.int64)
+            kept = rng.binomial(recorded, config.thin) / task.config.exposures_s[0]
+            electrons = torch.from_numpy(kept.astype(np.float32))
             maps = [task.values(electrons, electrons.mean(0))[..., 0].expand(len(rows), -1)]
         else:
             maps = [self._drawn(task, truth, row) for row in rows.split(1)]

@@ -155,6 +155,9 @@ def _explain(model: type[BaseModel], error: Any) -> str:
         return f"unknown key {where!r}. {did_you_mean(str(error['loc'][-1]), _known_keys(model, error['loc'][:-1]))}"
     if error["type"] == "missing":
         return f"the key {where!r} is missing."
+    if error["type"] == "union_tag_invalid":
+        tags = [tag.strip(" '") for tag in error["ctx"]["expected_tags"].split(",")]
+        return f"{where}: unknown kind {error['ctx']['tag']!r}. {did_you_mean(error['ctx']['tag'], tags)}"
     message = f"{where}: {error['msg'][:1].lower()}{error['msg'][1:]}; given {given}"
     if isinstance(error["input"], str) and error["type"] in {"float_type", "int_type"}:
         message += _text_hint(error["input"])

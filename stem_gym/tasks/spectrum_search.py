@@ -103,7 +103,7 @@ class State:
     weighted: Tensor  # (B, S, H·W) values times weights
     known: Tensor  # (B,) bool, whether the noise-free maps below were looked up
     true_map: Tensor  # (B, S, H·W) noise-free
-    true_value: Tensor  # (B, M, S) noise-free, where the beam truly was
+    true_value: Tensor  # (B, M, S) noise-free, where the beam truly was; the best of a cell, −∞ where none
     true_range: Tensor  # (B, S, 2) its least and its most
     true_tops: Tensor  # (B, S, 3) where the best 1 % begin, the best 5 %, and what is above the level
     true_counts: Tensor  # (B, S, 3) cells that are there
@@ -141,7 +141,7 @@ class SpectrumSearch(Task[State]):
     | `scalarizer` (S,) | 1 for the scalarizer that is wanted now |
     | `budget` (3,) | what is left of steps, seconds and electrons |
 
-    A cell that is measured again gets new noise and costs again; its spectra are added up.
+    A cell that is measured again costs again, with new noise where the instrument has some; its spectra are added up.
 
     ## Reward
 
@@ -219,7 +219,7 @@ class SpectrumSearch(Task[State]):
             weighted=maps if learns else maps[:, :, :0],
             known=torch.zeros(rows, dtype=torch.bool, device=device),
             true_map=maps,
-            true_value=values,
+            true_value=torch.full_like(values, -torch.inf),
             true_range=maps[:, :, :2],
             true_tops=maps[:, :, :1].expand(-1, -1, 3),
             true_counts=maps[:, :, :1].expand(-1, -1, 3),
@@ -525,7 +525,8 @@ class SpectrumSearch(Task[State]):
                 mean = truth["loadings"].index_select(0, rows).mean(1) if self._compares else acquired
                 rate, reference = ((part.unsqueeze(2) * components).sum(1) for part in (acquired, mean))
                 at = (rows, state.last.index_select(0, rows))
-                true_value = true_value.index_put(at, self.values(rate, reference))
+                best = torch.maximum(true_value[at], self.values(rate, reference))  # of those measured in this cell
+                true_value = true_value.index_put(at, best)
         return replace(state, true_value=true_value)
 
     def _attained(self, state: State) -> tuple[Tensor, dict[str, Tensor]]:
@@ -601,6 +602,10 @@ def _check(config: SpectrumSearchConfig, names: Sequence[str]) -> None:
     for switch in config.switches:
         if switch.to not in names:
             raise ConfigError(f"switches: unknown scalarizer {switch.to!r}. {did_you_mean(switch.to, names)}")
+        if switch.after >= config.measurements:
+            raise ConfigError(
+                f"switches: after {switch.after} measurements nothing follows; the episode has {config.measurements}."
+            )
     exposures = config.exposures_s
     if min(exposures) <= 0.0 or list(exposures) != sorted(set(exposures)):
         raise ConfigError(f"exposures_s must be positive and rise; given {list(exposures)}.")
