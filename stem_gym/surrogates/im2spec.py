@@ -18,7 +18,7 @@ spectra as the target, in place of im2spec's two convolutional halves (Kalinin e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -36,6 +36,7 @@ from stem_gym.surrogates.surrogate import Estimate, ModelCard, judge_range, load
 __all__ = ["Im2Spec", "Im2SpecNetwork", "SpectrumPosterior", "sites_of"]
 
 _OUTSIDE_FACTOR = 3.0
+_BLOCK = 8  # rows that are fitted together, so that they stay within the processor's cache
 _ROOT_3 = 3.0**0.5
 
 
@@ -152,17 +153,25 @@ class Im2Spec:
         weight = torch.ones_like(spectra[..., 0]) if weight is None else weight
         _check(features, shape, cell, spectra, weight)
         with torch.inference_mode():
-            # In units of the mean, so that powers of very small and very large rates stay within float32.
-            unit = _mean_size(spectra, weight)
-            modes = find_modes(without_spikes(spectra / unit, weight), weight, int(self.settings["modes"]))
-            everywhere = sites_of(features, shape)
-            measured = everywhere.at(cell)
-            found = evidence(self.network.kernel, measured, modes.coefficients, weight)
-            law = predict(self.network.kernel, measured, everywhere, modes, weight, found)
-            law = replace(law, variance=law.variance * float(self.settings["std_factor"]) ** 2)
-            unit = unit[:, 0]
-            modes = replace(modes, centre=modes.centre * unit, scale=modes.scale / unit, rest=modes.rest * unit)
-        return SpectrumPosterior(modes, law)
+            blocks = [
+                self._fit(*(part[first : first + _BLOCK] for part in (features, cell, spectra, weight)), shape=shape)
+                for first in range(0, len(features), _BLOCK)
+            ]
+        return SpectrumPosterior(*(_joined(parts) for parts in zip(*blocks, strict=True)))
+
+    def _fit(
+        self, features: Tensor, cell: Tensor, spectra: Tensor, weight: Tensor, shape: tuple[int, int]
+    ) -> tuple[Modes, Coefficients]:
+        """The same for a few rows, checked."""
+        unit = _mean_size(spectra, weight)  # so that powers of very small and very large rates stay within float32
+        modes = find_modes(without_spikes(spectra / unit, weight), weight, int(self.settings["modes"]))
+        everywhere = sites_of(features, shape)
+        measured = everywhere.at(cell)
+        found = evidence(self.network.kernel, measured, modes.coefficients, weight)
+        law = predict(self.network.kernel, measured, everywhere, modes, weight, found)
+        law = replace(law, variance=law.variance * float(self.settings["std_factor"]) ** 2)
+        unit = unit[:, 0]
+        return replace(modes, centre=modes.centre * unit, scale=modes.scale / unit, rest=modes.rest * unit), law
 
     def estimate(
         self, image: Tensor, cell: Tensor, spectra: Tensor, weight: Tensor | None = None, strict: bool = False
@@ -178,6 +187,11 @@ class Im2Spec:
         inside = judge_range(self.card, {"measured_spectra": (measured, measured), "side_pixels": side}, strict)
         factor = torch.where(inside, 1.0, _OUTSIDE_FACTOR)[:, None, None]
         return Estimate(posterior.mean(), posterior.std() * factor, inside)
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Dataclasses of tensors, one after the other along the rows."""
+    return type(parts[0])(*(torch.cat(values) for values in zip(*(vars(part).values() for part in parts), strict=True)))
 
 
 def sites_of(features: Tensor, shape: tuple[int, int]) -> Sites:

@@ -40,8 +40,8 @@ def draw_lesson(
 ) -> Lesson:
     """A lesson on one of the pools, turned or mirrored, at doses of its own.
 
-    In half of the lessons the measured cells are spread evenly; in the others they gather where some sum of the
-    components is high, as in a search.
+    In half of the lessons the measured cells are spread evenly; in the others two thirds of them gather where some sum
+    of the components is high, as in a search.
     """
     pool = pools[int(rng.integers(len(pools)))]
     index = torch.from_numpy(rng.choice(size_of(pool), size=rows, replace=size_of(pool) < rows))
@@ -50,8 +50,11 @@ def draw_lesson(
     pixel_counts = _log_uniform(rng, IMAGE_COUNTS, rows)[:, None, None] / image.mean((1, 2), keepdim=True)
     seen = _poisson(rng, image * pixel_counts)
     gumbel = torch.from_numpy(rng.gumbel(size=loadings.shape[:2]).astype(np.float32))
-    spread = bool(rng.integers(2))
-    cell = (gumbel if spread else gumbel + _SOUGHT * _wish(rng, loadings)).topk(measured, dim=1).indices
+    cell = gumbel.topk(measured, dim=1).indices
+    if bool(rng.integers(2)):
+        seeds = cell[:, : (measured + 2) // 3]
+        wished = (gumbel + _SOUGHT * _wish(rng, loadings)).scatter(1, seeds, torch.inf)
+        cell = wished.topk(measured, dim=1).indices
     wanted = torch.from_numpy(rng.integers(loadings.shape[1], size=(rows, asked)))
     dose = _log_uniform(rng, COUNTS, rows) / (loadings.mean(1)[:, None] @ components).sum((1, 2)).clamp(min=1e-30)
     return Lesson(

@@ -48,14 +48,22 @@ def without_spikes(spectra: Tensor, weight: Tensor) -> Tensor:
     """
     centre, scale = _centre_and_scale(spectra, weight)
     white = torch.where(weight[..., None] > 0, (spectra - centre[:, None]) * scale[:, None], 0.0)
-    left = functional.pad(white, (1, 0), mode="reflect")[..., :-1] if white.shape[-1] > 1 else white
-    right = functional.pad(white, (0, 1), mode="reflect")[..., 1:] if white.shape[-1] > 1 else white
-    neighbours = 0.5 * (left + right)
-    sharp = torch.where(weight[..., None] > 0, white - neighbours, torch.nan).flatten(1)
+    left, right = _beside(white)
+    sharp = torch.where(weight[..., None] > 0, white - 0.5 * (left + right), torch.nan).flatten(1)
     noise = _NORMAL_MAD * sharp.abs().nanmedian(1).values[:, None, None]
     high = white > _SPIKE_NOISE * noise
     alone = torch.maximum(left.abs(), right.abs()) < _SPIKE_NEIGHBOUR * white
-    return torch.where(high & alone, centre[:, None] + neighbours / scale[:, None], spectra)
+    before, after = _beside(spectra)
+    return torch.where(high & alone, 0.5 * (before + after), spectra)
+
+
+def _beside(spectra: Tensor) -> tuple[Tensor, Tensor]:
+    """For every channel the one before and the one after it; the only neighbour twice at the ends."""
+    if spectra.shape[-1] < 2:
+        return spectra, spectra
+    return functional.pad(spectra, (1, 0), mode="reflect")[..., :-1], functional.pad(
+        spectra, (0, 1), mode="reflect"
+    )[..., 1:]
 
 
 def find_modes(spectra: Tensor, weight: Tensor, count: int) -> Modes:
