@@ -37,7 +37,7 @@ __all__ = ["Im2Spec", "Im2SpecNetwork", "SpectrumPosterior", "sites_of"]
 
 _OUTSIDE_FACTOR = 3.0
 _BLOCK = 8  # rows that are fitted together, so that they stay within the processor's cache
-_ROOT_3 = 3.0**0.5
+_CACHE_NUMBERS = 2**18  # of spectra that are looked at together, so that they stay within the processor's cache
 
 
 class Im2SpecNetwork(nn.Module):
@@ -70,23 +70,24 @@ class SpectrumPosterior:
 
         Gauss–Hermite quadrature of three points along every mode, the changes of all modes added (the
         dimension-by-dimension form of the unscented transform; Särkkä, "Bayesian filtering and smoothing", 2013, ch. 6):
-        exact for sums of cubic functions of one coefficient each. What the modes leave out is not among it.
+        exact for sums of cubic functions of one coefficient each. What the modes leave out is not among it. `function`
+        is called for some cells at a time, always for all rows.
         """
-        middle = self.coefficients.mean
-        centre = function(self._spectra(middle))
-        mean, variance = centre.clone(), torch.zeros_like(centre)
-        for mode in range(middle.shape[-1]):
-            step = torch.zeros_like(middle)
-            step[..., mode] = _ROOT_3 * self.coefficients.variance[..., mode].sqrt()
-            up, down = function(self._spectra(middle + step)), function(self._spectra(middle - step))
-            slope, bend = 0.5 * (up - down), 0.5 * (up + down) - centre
-            mean = mean + bend / 3.0
-            variance = variance + slope.square() / 3.0 + 2.0 * bend.square() / 9.0
+        rows, cells, _ = self.coefficients.mean.shape
+        part = max(1, _CACHE_NUMBERS // (rows * self.modes.centre.shape[-1]))
+        law = self.coefficients
+        found = [
+            _scalarized(self.modes, mean, variance, function)
+            for mean, variance in zip(law.mean.split(part, 1), law.variance.split(part, 1), strict=True)
+        ]
+        mean, variance = (torch.cat(pieces, 1) for pieces in zip(*found, strict=True))
         return mean, variance.sqrt()
 
     def rows(self, rows: Tensor) -> SpectrumPosterior:
         """Some of the episodes."""
-        return SpectrumPosterior(*(type(part)(*(value[rows] for value in vars(part).values())) for part in vars(self).values()))
+        return SpectrumPosterior(
+            *(type(part)(*(value[rows] for value in vars(part).values())) for part in vars(self).values())
+        )
 
     def at(self, cell: Tensor) -> SpectrumPosterior:
         """Some of the cells, (B, n)."""
@@ -97,6 +98,22 @@ class SpectrumPosterior:
 
     def _spectra(self, coefficients: Tensor) -> Tensor:
         return (self.modes.centre[:, None] + coefficients @ self.modes.vectors).clamp(min=0.0)
+
+
+def _scalarized(
+    modes: Modes, coefficients: Tensor, variance: Tensor, function: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance (B, n) for coefficients and their variances (B, n, K)."""
+    middle = modes.centre[:, None] + coefficients @ modes.vectors
+    centre = function(middle.clamp(min=0.0))
+    mean, total = centre.clone(), torch.zeros_like(centre)
+    for vector, along in zip(modes.vectors.unbind(1), (3.0 * variance).sqrt().unbind(-1), strict=True):
+        step = along[..., None] * vector[:, None]
+        up, down = function((middle + step).clamp(min=0.0)), function((middle - step).clamp(min=0.0))
+        slope, bend = 0.5 * (up - down), 0.5 * (up + down) - centre
+        mean = mean + bend / 3.0
+        total = total + slope.square() / 3.0 + 2.0 * bend.square() / 9.0
+    return mean, total
 
 
 class Im2Spec:

@@ -61,9 +61,9 @@ def _beside(spectra: Tensor) -> tuple[Tensor, Tensor]:
     """For every channel the one before and the one after it; the only neighbour twice at the ends."""
     if spectra.shape[-1] < 2:
         return spectra, spectra
-    return functional.pad(spectra, (1, 0), mode="reflect")[..., :-1], functional.pad(
-        spectra, (0, 1), mode="reflect"
-    )[..., 1:]
+    return functional.pad(spectra, (1, 0), mode="reflect")[..., :-1], functional.pad(spectra, (0, 1), mode="reflect")[
+        ..., 1:
+    ]
 
 
 def find_modes(spectra: Tensor, weight: Tensor, count: int) -> Modes:

@@ -74,7 +74,9 @@ def test_counting_noise_is_alike_in_all_channels_and_is_recognised() -> None:
     counts = torch.from_numpy(rng.poisson(expected, (1, 60, 64)).astype(np.float32))
     modes = find_modes(counts, torch.ones(1, 60), 5)
     white = (counts - modes.centre[:, None]) * modes.scale[:, None]
-    assert float(modes.noise) == pytest.approx(float(white.var()), rel=0.2)  # the modes of mere noise take more than their part
+    assert float(modes.noise) == pytest.approx(
+        float(white.var()), rel=0.2
+    )  # the modes of mere noise take more than their part
     assert white.var(1)[0, 32:].mean() == pytest.approx(1.0, abs=0.15)
     assert float((modes.rest * modes.scale[:, :]).max()) < 0.3  # what is left is noise, not specimen
 
