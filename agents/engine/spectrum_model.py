@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,16 @@ from stem_gym.core.errors import PolicyError
 from stem_gym.core.scalarizers import AnyScalarizer, NamedScalarizer
 from stem_gym.surrogates.im2spec import Im2Spec, SpectrumPosterior
 
-__all__ = ["SpectrumModel"]
+__all__ = ["SpectrumModel", "Told"]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is wanted, of all cells of B rows, in the unit of the scalarizer."""
+
+    mean: Tensor  # (B, H·W)
+    deviation: Tensor  # (B, H·W) without counting noise
+    noise: Tensor  # (B,) deviation that counting noise adds to a measurement
 
 
 class SpectrumModel:
@@ -50,25 +61,27 @@ class SpectrumModel:
         if new.any() or len(changed) or not torch.equal(held, self._fitted):
             self._fit(held)
 
-    def wanted(self, observation: Observation) -> tuple[Tensor, Tensor]:
-        """Mean and deviation (B, H·W) of the scalarizer that each row wants now.
+    def wanted(self, observation: Observation) -> Told:
+        """What each row wants now. Rows without a spectrum know nothing: mean 0, deviation 1 everywhere.
 
-        Rows without a spectrum know nothing: mean 0, deviation 1 everywhere.
+        Where the observation averages channels, a sum over channels is that of the averaged ones.
         """
         rows, cells = self.features.shape[:2]
-        mean, deviation = torch.zeros(rows, cells), torch.ones(rows, cells)
+        told = Told(torch.zeros(rows, cells), torch.ones(rows, cells), torch.zeros(rows))
         if self.posterior is None:
-            return mean, deviation
+            return told
         choice = as_array(observation["scalarizer"]).argmax(axis=1)[self._fitted.numpy()]
         axis = self._axis(observation)
         for number in np.unique(choice).tolist():
             part = torch.as_tensor(np.flatnonzero(choice == number))
-            posterior, measure = self.posterior.rows(part), self.measures[number]
-            measure.check(axis)
-            reference = posterior.modes.centre[:, None]
-            told = posterior.scalarized(lambda spectra, m=measure, r=reference: m(spectra, axis, r))  # type: ignore[misc]
-            mean[self._fitted[part]], deviation[self._fitted[part]] = told
-        return mean, deviation
+            self.measures[number].check(axis)
+            posterior, into = self.posterior.rows(part), self._fitted[part]
+            value = functools.partial(
+                self.measures[number].__call__, axis=axis, reference=posterior.modes.centre[:, None]
+            )
+            told.mean[into], told.deviation[into] = posterior.scalarized(value)
+            told.noise[into] = posterior.noise_of(value)
+        return told
 
     def _fit(self, rows: Tensor) -> None:
         self._fitted = rows

@@ -24,6 +24,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +38,7 @@ __all__ = ["Im2Spec", "Im2SpecNetwork", "SpectrumPosterior", "sites_of"]
 
 _OUTSIDE_FACTOR = 3.0
 _BLOCK = 8  # rows that are fitted together, so that they stay within the processor's cache
+_PATTERNS = 64  # of noise
 _CACHE_NUMBERS = 2**18  # of spectra that are looked at together, so that they stay within the processor's cache
 
 
@@ -82,6 +84,18 @@ class SpectrumPosterior:
         ]
         mean, variance = (torch.cat(pieces, 1) for pieces in zip(*found, strict=True))
         return mean, variance.sqrt()
+
+    def noise_of(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """(B,) standard deviation that counting noise gives `function` of a mean spectrum of mean weight.
+
+        From fixed patterns of signs, one for each channel: noise of the right size, for a sum of channels of the right
+        deviation to a tenth.
+        """
+        channels = self.modes.centre.shape[-1]
+        sign = torch.from_numpy(np.random.default_rng(0).choice((-1.0, 1.0), (_PATTERNS, channels)).astype(np.float32))
+        size = self.modes.noise.sqrt()[:, None] / self.modes.scale
+        noisy = self.modes.centre[:, None] + size[:, None] * sign.to(size)
+        return function(noisy.clamp(min=0.0)).std(1)
 
     def rows(self, rows: Tensor) -> SpectrumPosterior:
         """Some of the episodes."""

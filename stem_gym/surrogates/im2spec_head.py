@@ -18,8 +18,9 @@ from stem_gym.surrogates.im2spec_modes import Modes
 
 __all__ = ["KERNELS", "NOISES", "Coefficients", "Evidence", "Kernel", "Sites", "evidence", "predict", "root_weight"]
 
-# Each kernel: length in the space of features, and the share of the variance that depends on the place alone.
-KERNELS = ((0.6, 0.1), (1.5, 0.1), (1.0, 0.5), (1.0, 0.9))
+# Each kernel: length in the space of features, share of the variance that depends on the place alone, and whether there
+# is a linear part besides, so that what rises with a feature is expected to rise on beyond what was measured.
+KERNELS = ((0.6, 0.1, 0.0), (1.5, 0.1, 1.0), (1.0, 0.5, 1.0), (1.0, 0.9, 0.0))
 NOISES = (1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 30.0)  # variance that features do not tell over that which they do
 _PRIOR_SPECTRA = 2.0  # how many spectra the guess of the variance is worth
 
@@ -45,26 +46,32 @@ class Coefficients:
 
 
 class Kernel(nn.Module):
-    """Covariance 1 of a cell with itself; smooth in the features, and smooth in the place."""
+    """Smooth in the features, smooth in the place, linear in the features."""
 
     def __init__(self) -> None:
         super().__init__()
         self.log_length = nn.Parameter(torch.tensor(math.log(0.15)))  # of the place
+        self.log_slope = nn.Parameter(torch.tensor(math.log(0.1)))  # variance of the slope along a feature
 
     def forward(self, a: Sites, b: Sites, number: Tensor) -> Tensor:
         """Covariance (B, n, m) of the sites a and b with the kernel `number` (B,) of `KERNELS`.
 
         The part of the features is a rational quadratic with α = 1: a sum of Gaussians of many lengths.
         """
-        length, share = torch.tensor(KERNELS, device=number.device)[number].unbind(-1)
-        alike = 1.0 / (1.0 + 0.5 * _square_distance(a.features, b.features) / length[:, None, None] ** 2)
-        near = torch.exp(-0.5 * _square_distance(a.place, b.place) * torch.exp(-2.0 * self.log_length))
-        share = share[:, None, None]
-        return (1.0 - share) * alike + share * near
+        length, share, linear = torch.tensor(KERNELS, device=number.device)[number, :, None, None].unbind(1)
+        product = a.features @ b.features.mT
+        alike = 1.0 / (1.0 + 0.5 * _square_distance(a.features, b.features, product) / length**2)
+        far = _square_distance(a.place, b.place, a.place @ b.place.mT)
+        near = torch.exp(-0.5 * far * torch.exp(-2.0 * self.log_length))
+        return (1.0 - share) * alike + share * near + linear * self.log_slope.exp() * product
+
+    def own(self, sites: Sites, number: Tensor) -> Tensor:
+        """Variance (B, N) of each site."""
+        linear = torch.tensor(KERNELS, device=number.device)[number, 2]
+        return 1.0 + linear[:, None] * self.log_slope.exp() * sites.features.square().sum(-1)
 
 
-def _square_distance(a: Tensor, b: Tensor) -> Tensor:
-    product = a @ b.mT
+def _square_distance(a: Tensor, b: Tensor, product: Tensor) -> Tensor:
     return (a.square().sum(-1)[..., None] + b.square().sum(-1)[:, None] - 2.0 * product).clamp(min=0.0)
 
 
@@ -132,7 +139,8 @@ def predict(
     count = turned.shape[-1]
     weights = (turned[..., None] * inverse[:, :, None]).flatten(2)  # (B, n, K·L)
     mean = (along @ weights).unflatten(2, (count, len(NOISES)))  # (B, N, K, L)
-    left = (1.0 - along.square() @ inverse).clamp(min=0.0)  # (B, N, L)
+    own = kernel.own(everywhere, found.kernel)
+    left = (own[..., None] - along.square() @ inverse).clamp(min=0.0)  # (B, N, L)
     middle = (mean * found.noise[:, None]).sum(-1)
     within = torch.einsum("bnl,bkl->bnk", left, found.amplitude * found.noise)
     between = (mean.square() * found.noise[:, None]).sum(-1) - middle.square()

@@ -70,7 +70,8 @@ def _posterior(
     along = torch.linalg.solve_triangular(factor, cross.expand(-1, noise.shape[1], -1, -1), upper=False)
     amplitude = (half.square().sum((2, 3)) + 2.0 * value.square().mean((2, 3))) / (count + 2.0)
     mean = (along.mT @ half)[..., 0]
-    return mean.mT, amplitude, (1.0 - along.square().sum(2)).clamp(min=0.0).mT
+    own = network.kernel.own(asked, kernel)[:, None]
+    return mean.mT, amplitude, (own - along.square().sum(2)).clamp(min=0.0).mT
 
 
 def train(

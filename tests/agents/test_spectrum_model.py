@@ -36,7 +36,7 @@ def test_what_is_wanted_is_read_off_the_same_spectra_without_another_fit() -> No
         field.wanted[:] = number
         observation = field.observation()
         model.learn(observation, ONE_S)
-        told[number] = model.wanted(observation)[0]
+        told[number] = model.wanted(observation).mean
     assert model.fits == fits
     for row in range(2):
         for number in (0, 1):
@@ -50,9 +50,9 @@ def test_rows_may_want_different_things() -> None:
     single = []
     for number in (0, 2):
         field.wanted[:] = number
-        single.append(model.wanted(field.observation())[0])
+        single.append(model.wanted(field.observation()).mean)
     field.wanted[:] = (0, 2)
-    mixed = model.wanted(field.observation())[0]
+    mixed = model.wanted(field.observation()).mean
     assert torch.allclose(mixed[0], single[0][0]) and torch.allclose(mixed[1], single[1][1])
 
 
@@ -62,8 +62,8 @@ def test_intervals_of_what_is_wanted_hold_what_they_promise() -> None:
     played(field, model, 20)
     for number in (0, 1):
         field.wanted[:] = number
-        mean, deviation = model.wanted(field.observation())
-        inside = (mean - field.truth(number)).abs() < 1.645 * deviation
+        told = model.wanted(field.observation())
+        inside = (told.mean - field.truth(number)).abs() < 1.645 * told.deviation
         assert 0.78 < float(inside.float().mean()) < 0.98
 
 
@@ -74,9 +74,9 @@ def test_a_row_that_begins_anew_knows_nothing_and_the_other_keeps_what_it_knew()
     model.forget(np.array([0]))
     field.measured[0] = 0
     model.learn(field.observation(), ONE_S)
-    mean, deviation = model.wanted(field.observation())
-    assert bool((mean[0] == 0).all()) and bool((deviation[0] == 1).all())
-    assert torch.allclose(mean[1], before[0][1], rtol=1e-4)
+    told = model.wanted(field.observation())
+    assert bool((told.mean[0] == 0).all()) and bool((told.deviation[0] == 1).all())
+    assert torch.allclose(told.mean[1], before.mean[1], rtol=1e-4)
 
 
 def test_a_new_image_is_encoded_and_fitted() -> None:

@@ -18,7 +18,7 @@ def blobs(seed: int, count: int, side: int = 32, channels: int = 40) -> Spectral
     thickness = np.exp(-0.5 * square / width**2).sum(1)
     slope = np.hypot(*np.gradient(thickness, axis=(1, 2)))
     energy = np.linspace(0, 1, channels)
-    place = rng.uniform(0.2, 0.8, (count, 2, 1))
+    place = np.stack((rng.uniform(0.2, 0.35, count), rng.uniform(0.6, 0.75, count)), 1)[..., None]
     lines = np.exp(-0.5 * ((energy - place) / 0.06) ** 2)
     background = np.broadcast_to(0.2 * (0.2 + energy) ** -1.5, (count, 1, channels))
     loadings = np.stack((np.ones_like(slope), thickness, 6.0 * slope), -1).reshape(count, side * side, 3)

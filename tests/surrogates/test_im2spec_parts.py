@@ -123,24 +123,29 @@ def by_hand(sites: Sites, cell: np.ndarray, y: np.ndarray, weight: np.ndarray, n
     """One row, one coefficient, with explicit inverses and determinants: mean and variance (N,) of the best kernel."""
     f, p = (part.numpy().astype(np.float64) for part in (sites.features[0], sites.place[0]))
 
-    def covariance(a: np.ndarray, b: np.ndarray, length: float, share: float) -> np.ndarray:
+    def covariance(a: np.ndarray, b: np.ndarray, length: float, share: float, linear: float) -> np.ndarray:
         far = ((f[a][:, None] - f[b]) ** 2).sum(-1)
         near = ((p[a][:, None] - p[b]) ** 2).sum(-1)
-        return (1 - share) / (1 + far / (2 * length**2)) + share * np.exp(-near / (2 * 0.15**2))
+        return (
+            (1 - share) / (1 + far / (2 * length**2))
+            + share * np.exp(-near / (2 * 0.15**2))
+            + 0.1 * linear * (f[a] @ f[b].T)
+        )
 
     w = weight / weight.mean()
     best = (-np.inf, None)
-    for length, share in KERNELS:
+    for form in KERNELS:
         logs, means, variances = [], [], []
         for level in NOISES:
-            c = covariance(cell, cell, length, share) + level * np.diag(1 / w)
+            c = covariance(cell, cell, *form) + level * np.diag(1 / w)
             inverse, n = np.linalg.inv(c), len(y)
             prior = 2.0 * (w * y**2).mean()
             amplitude = (y @ inverse @ y + prior) / (n + 2.0)
             logs.append(-0.5 * (n + 2.0) * np.log(amplitude) - 0.5 * np.linalg.slogdet(c)[1])
-            cross = covariance(np.arange(len(f)), cell, length, share)
+            cross = covariance(np.arange(len(f)), cell, *form)
             means.append(cross @ inverse @ y)
-            left = 1.0 - np.einsum("ij,jk,ik->i", cross, inverse, cross)
+            own = 1.0 + 0.1 * form[2] * (f**2).sum(-1)
+            left = own - np.einsum("ij,jk,ik->i", cross, inverse, cross)
             variances.append(amplitude * left + max(0.0, amplitude * level - noise))
         logs = np.array(logs)
         total = logs.max() + np.log(np.exp(logs - logs.max()).sum())
@@ -232,3 +237,13 @@ def test_the_deviation_of_a_channel_adds_modes_and_rest() -> None:
     expected = ((0.3**2 * given.modes.vectors.square()).sum(1) + 0.5**2).sqrt()
     assert torch.allclose(given.std(), expected[:, None].expand(2, 9, 6), rtol=1e-5)
     assert math.isclose(float(given.rows(torch.tensor([1])).std()[0, 0, 0]), float(expected[1, 0]), rel_tol=1e-5)
+
+
+def test_counting_noise_of_a_sum_is_that_of_its_counts() -> None:
+    """A window of 20 channels of 100 counts: √2000, to a tenth of which 64 patterns tell it, twice that is allowed."""
+    rng = np.random.default_rng(8)
+    counts = torch.from_numpy(rng.poisson(100.0, (1, 40, 64)).astype(np.float32))
+    modes = find_modes(counts, torch.ones(1, 40), 2)
+    zero = torch.zeros(1, 3, 2)
+    noise = SpectrumPosterior(modes, Coefficients(zero, zero)).noise_of(lambda spectra: spectra[..., 10:30].sum(-1))
+    assert float(noise) == pytest.approx(2000.0**0.5, rel=0.2)
