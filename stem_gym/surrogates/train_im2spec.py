@@ -17,15 +17,19 @@ from torch import Tensor, nn
 
 from stem_gym.simulator.spectral_specimen import SpectralSpecimen
 from stem_gym.surrogates.im2spec import Im2Spec, Im2SpecNetwork, sites_of
-from stem_gym.surrogates.im2spec_head import NOISES, Sites, evidence, root_weight
+from stem_gym.surrogates.im2spec_card import VALID_RANGE, best_factor, held_out_scores, write_card
+from stem_gym.surrogates.im2spec_head import NOISES, Sites, evidence
 from stem_gym.surrogates.im2spec_lessons import MEASURED, Lesson, draw_lesson
 from stem_gym.surrogates.im2spec_modes import Modes, find_modes, without_spikes
 from stem_gym.surrogates.im2spec_network import standardised
+from stem_gym.surrogates.im2spec_specimens import build_specimens
 from stem_gym.surrogates.surrogate import ModelCard, save_weights
 from stem_gym.surrogates.training_progress import Progress
 
 __all__ = ["lesson_loss", "train"]
 
+NAME = "im2spec"
+_SPLITS = 3  # specimens to train on, to calibrate with, to judge by
 _LEAST_VARIANCE = 1e-3  # of the measured coefficients; nothing is gained by being surer
 
 
@@ -85,7 +89,7 @@ def train(
     steps = given["steps"]
     network.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=given["rate"], weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, given["rate"], total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, given["rate"], total_steps=steps, pct_start=max(0.1, 2 / steps))
     average = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99)
     )
@@ -110,3 +114,48 @@ def new_network(width: int, features: int, seed: int) -> Im2SpecNetwork:
     with torch.random.fork_rng():
         torch.random.manual_seed(seed)
         return Im2SpecNetwork(width, features)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Train, calibrate and judge the spectrum surrogate.")
+    shipped = Path(__file__).parent / "weights" / NAME
+    parser.add_argument("--out", type=Path, default=shipped, help="where to write (default: the shipped weights)")
+    parser.add_argument("--steps", type=int, default=800, help="optimizer steps (default 800)")
+    parser.add_argument("--rows", type=int, default=8, help="specimens in a step (default 8)")
+    parser.add_argument("--asked", type=int, default=256, help="cells of each that are asked (default 256)")
+    parser.add_argument("--rate", type=float, default=4e-3, help="highest learning rate (default 4e-3)")
+    parser.add_argument("--width", type=int, default=16, help="channels of the encoder (default 16)")
+    parser.add_argument("--features", type=int, default=8, help="features of a cell (default 8)")
+    parser.add_argument("--modes", type=int, default=6, help="modes of the spectra (default 6)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, specimens and lessons (default 0)")
+    parser.add_argument("--specimens", type=int, default=64, help="specimens of every recipe (default 64)")
+    parser.add_argument("--lessons", type=int, default=4, help="held-out lessons for each figure (default 4)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    given = parse(arguments)
+    torch.set_num_threads(1)
+    pools = build_specimens(given.specimens, _SPLITS * given.seed)
+    network = new_network(given.width, given.features, given.seed)
+    rng = np.random.default_rng(given.seed)
+    train(network, rng, list(pools.values()), vars(given), Progress(given.steps))
+    settings: dict[str, Any] = {name: getattr(given, name) for name in ("width", "features", "modes")}
+    surrogate = Im2Spec(network, ModelCard(NAME, "", "", {}, {}, VALID_RANGE), settings | {"std_factor": 1.0})
+    unused = build_specimens(max(given.rows, given.specimens // 4), _SPLITS * given.seed + 1)
+    surrogate.settings["std_factor"] = best_factor(surrogate, rng, unused, 2 * len(unused) * given.lessons)
+    held_out = build_specimens(max(given.rows, given.specimens // 2), _SPLITS * given.seed + 2)
+    training = {
+        "lessons": given.steps,
+        "specimens": given.specimens * len(pools),
+        "recipes": list(pools),
+        **{name: getattr(given, name) for name in ("rows", "asked", "rate", "seed")},
+    }
+    card = write_card(given.out, surrogate, held_out_scores(surrogate, held_out, given.lessons, given.seed), training)
+    save_weights(given.out, network.state_dict(), card, surrogate.settings)
+    print(f"Wrote {given.out}.safetensors, .json and .md", flush=True)
+
+
+if __name__ == "__main__":
+    main()
