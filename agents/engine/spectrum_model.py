@@ -1,4 +1,4 @@
-"""The spectrum surrogate in running episodes: what B rows were shown, what follows for all cells, and what it is worth."""
+"""The spectrum surrogate in running episodes: what rows were shown, what follows for all cells, what it is worth."""
 
 from __future__ import annotations
 

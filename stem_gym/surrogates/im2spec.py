@@ -70,13 +70,12 @@ class SpectrumPosterior:
     def scalarized(self, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (B, N) of `function`, spectra (B, N, S) to numbers (B, N), over the uncertainty.
 
-        Gauss–Hermite quadrature of three points along every mode, the changes of all modes added (the
-        dimension-by-dimension form of the unscented transform; Särkkä, "Bayesian filtering and smoothing", 2013, ch. 6):
-        exact for sums of cubic functions of one coefficient each. What the modes leave out is not among it. `function`
-        is called for some cells at a time, always for all rows.
+        Gauss–Hermite quadrature of three points along every mode, the changes of all modes added (dimension by
+        dimension; Särkkä, "Bayesian filtering and smoothing", 2013, ch. 6): the mean is exact for sums of functions of
+        one coefficient each up to the fifth power, the deviation up to the second. What the modes leave out is not
+        among it. `function` is called for some cells at a time, always for all rows.
         """
-        rows, cells, _ = self.coefficients.mean.shape
-        part = max(1, _CACHE_NUMBERS // (rows * self.modes.centre.shape[-1]))
+        part = max(1, _CACHE_NUMBERS // self.modes.centre.numel())
         law = self.coefficients
         found = [
             _scalarized(self.modes, mean, variance, function)
@@ -159,7 +158,7 @@ class Im2Spec:
             )
         if min(image.shape[1:]) <= REACH:
             raise ConfigError(
-                f"A side of the image must be more than {REACH} pixels, the reach of a patch; given {tuple(image.shape)}."
+                f"An image must have more than {REACH} pixels a side, the reach of a patch; given {tuple(image.shape)}."
             )
         if not bool(torch.isfinite(image).all()):
             raise ConfigError("Images must be finite; there is NaN or infinity among them.")

@@ -158,9 +158,10 @@ def _markdown(card: ModelCard, scores: list[dict[str, Any]]) -> str:
         "\nOutside it the rows are flagged, an `UncertaintyWarning` is given and the standard deviation is three times "
         "as wide; with `strict` it raises `ValidRangeError`.\n",
         "## Held-out specimens\n",
-        "Share of the variance of the noise-free spectra explained (the mean of the measured spectra explains 0; median "
-        "over specimens), by the same fit on the shipped features, on brightness and place, and on place alone; and how "
-        "many noise-free values lie in the 90 % intervals: integrals of a tenth of the channels, and single channels.\n",
+        "Share of the variance of the noise-free spectra explained (the mean of the measured spectra explains 0; "
+        "median over specimens), by the same fit on the shipped features, on brightness and place, and on place "
+        "alone; and how many noise-free values lie in the 90 % intervals: integrals of a tenth of the channels, and "
+        "single channels.\n",
         "| specimens | spectra measured | im2spec | brightness | place | coverage of integrals | of channels |",
         "|---|---|---|---|---|---|---|",
         *(

@@ -1,9 +1,10 @@
 """What is fitted anew in every episode: Gaussian processes from the features of cells to the modes of their spectra.
 
-A coefficient is a smooth function of the features and the place, plus what neither tells (of the specimen: it belongs
-to the truth), plus counting noise (it does not), whose size is known from the spectra. All in closed form: one eigendecomposition of each kernel matrix gives the evidence of every noise level (Rasmussen &
-Williams, "Gaussian Processes for Machine Learning", 2006, eq. 2.30), and their predictions are averaged by it. Where a
-spectrum is missing its weight is zero, and it drops out of every sum; so B episodes of different lengths are one batch.
+A coefficient is a smooth function of the features and the place, plus what neither tells (it belongs to the specimen),
+plus counting noise (it does not), whose size is known from the spectra. All is in closed form: one eigendecomposition
+of each kernel matrix gives the evidence of every noise level (Rasmussen & Williams, "Gaussian Processes for Machine
+Learning", 2006, eq. 2.30), and their predictions are averaged by it. Where a spectrum is missing its weight is zero,
+and it drops out of every sum; so B episodes of different lengths are one batch.
 """
 
 from __future__ import annotations

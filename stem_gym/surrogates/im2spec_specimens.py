@@ -5,18 +5,21 @@ from __future__ import annotations
 import torch
 
 from stem_gym.core.streams import Streams, row_seeds
-from stem_gym.simulator.patch_specimens import PatchRecipe
-from stem_gym.simulator.phase_spectra import Eds
+from stem_gym.simulator.flake_specimens import FlakesRecipe
+from stem_gym.simulator.particle_specimens import ParticlesRecipe
 from stem_gym.simulator.phase_specimens import PhasesRecipe
+from stem_gym.simulator.phase_spectra import Eds
 from stem_gym.simulator.spectral_specimen import SpectralSpecimen
 
 __all__ = ["RECIPES", "build_specimens"]
 
 RECIPES = {
+    "particles": ParticlesRecipe(),
+    "particles, larger field": ParticlesRecipe(field_nm=200.0, clusters=(1, 3)),
+    "flakes": FlakesRecipe(),
     "phases": PhasesRecipe(),
     "phases, fine domains": PhasesRecipe(domain_nm=8.0, interface_width_nm=1.5),
     "phases, X-rays": PhasesRecipe(detector=Eds()),
-    "patches": PatchRecipe(channels=64),
 }
 _SHAPE = (64, 64)
 

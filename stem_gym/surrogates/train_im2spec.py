@@ -89,7 +89,8 @@ def train(
     steps = given["steps"]
     network.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=given["rate"], weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, given["rate"], total_steps=steps, pct_start=max(0.1, 2 / steps))
+    rise = max(0.1, 2 / steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, given["rate"], total_steps=steps, pct_start=rise)
     average = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99)
     )

@@ -155,7 +155,7 @@ def test_rows_outside_the_valid_range_are_flagged_or_refused() -> None:
     [
         (torch.zeros(32, 32), r"\(B, H, W\)"),
         (torch.zeros(1, 32, 32, dtype=torch.uint8), "uint8"),
-        (torch.zeros(1, 8, 32), "more than 8 pixels"),
+        (torch.zeros(1, 8, 32), "more than 8 pixels a side"),
         (torch.full((1, 32, 32), torch.nan), "finite"),
     ],
 )

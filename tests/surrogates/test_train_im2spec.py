@@ -57,13 +57,13 @@ def test_a_lesson_is_turned_with_its_truth() -> None:
 def test_training_writes_a_loadable_surrogate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "im2spec"
     state = torch.random.get_rng_state()
-    arguments = f"--out {out} --steps 2 --rows 2 --asked 32 --specimens 3 --lessons 1 --width 4 --features 3".split()
+    arguments = f"--out {out} --steps 4 --rows 2 --asked 32 --specimens 3 --lessons 1 --width 4 --features 3".split()
     train_im2spec.main(arguments)
     assert torch.equal(torch.random.get_rng_state(), state)
     surrogate = Im2Spec.load(out)
     assert surrogate.settings["width"] == 4 and surrogate.settings["std_factor"] > 0
     card = surrogate.card
-    assert card.training["lessons"] == 2 and len(card.held_out["all"]) == 5 * len(card.training["recipes"])
+    assert card.training["lessons"] == 4 and len(card.held_out["all"]) == 5 * len(card.training["recipes"])
     text = out.with_suffix(".md").read_text()
     assert all(f"| {name} | 100 |" in text for name in card.training["recipes"])
-    assert "2/2" in capsys.readouterr().out
+    assert "4/4" in capsys.readouterr().out
