@@ -122,7 +122,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train, calibrate and judge the spectrum surrogate.")
     shipped = Path(__file__).parent / "weights" / NAME
     parser.add_argument("--out", type=Path, default=shipped, help="where to write (default: the shipped weights)")
-    parser.add_argument("--steps", type=int, default=800, help="optimizer steps (default 800)")
+    parser.add_argument("--steps", type=int, default=600, help="optimizer steps (default 600)")
     parser.add_argument("--rows", type=int, default=8, help="specimens in a step (default 8)")
     parser.add_argument("--asked", type=int, default=256, help="cells of each that are asked (default 256)")
     parser.add_argument("--rate", type=float, default=4e-3, help="highest learning rate (default 4e-3)")
