@@ -184,13 +184,13 @@ class Im2Spec:
         _check(features, shape, cell, spectra, weight)
         with torch.inference_mode():
             blocks = [
-                self._fit(*(part[first : first + _BLOCK] for part in (features, cell, spectra, weight)), shape=shape)
+                self._fit(shape, *(part[first : first + _BLOCK] for part in (features, cell, spectra, weight)))
                 for first in range(0, len(features), _BLOCK)
             ]
         return SpectrumPosterior(*(_joined(parts) for parts in zip(*blocks, strict=True)))
 
     def _fit(
-        self, features: Tensor, cell: Tensor, spectra: Tensor, weight: Tensor, shape: tuple[int, int]
+        self, shape: tuple[int, int], features: Tensor, cell: Tensor, spectra: Tensor, weight: Tensor
     ) -> tuple[Modes, Coefficients]:
         """The same for a few rows, checked."""
         unit = _mean_size(spectra, weight)  # so that powers of very small and very large rates stay within float32

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from stem_gym.core.streams import Streams, row_seeds
@@ -13,9 +15,9 @@ from stem_gym.simulator.spectral_specimen import SpectralSpecimen
 
 __all__ = ["RECIPES", "build_specimens"]
 
-RECIPES = {
+RECIPES: Mapping[str, FlakesRecipe | ParticlesRecipe | PhasesRecipe] = {
     "particles": ParticlesRecipe(),
-    "particles, larger field": ParticlesRecipe(field_nm=200.0, clusters=(1, 3)),
+    "particles, larger field": ParticlesRecipe(field_nm=200.0),
     "flakes": FlakesRecipe(),
     "phases": PhasesRecipe(),
     "phases, fine domains": PhasesRecipe(domain_nm=8.0, interface_width_nm=1.5),
