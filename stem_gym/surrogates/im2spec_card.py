@@ -93,10 +93,10 @@ def held_out_scores(
     entries = []
     for name, pool in pools.items():
         for measured in _COUNTS_OF_MEASURED:
-            rng = np.random.default_rng([seed, measured])
             shares: dict[str, list[Tensor]] = {predictor: [] for predictor in PREDICTORS}
             inside, channels = [], []
-            for _ in range(lessons):
+            for number in range(lessons):
+                rng = np.random.default_rng([seed, number])  # the same specimens and doses, however many are measured
                 lesson = draw_lesson(rng, [pool], _ROWS, measured, _ASKED)
                 for predictor in PREDICTORS:
                     posterior = _fit(surrogate, lesson, predictor)

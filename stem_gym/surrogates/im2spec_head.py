@@ -19,9 +19,17 @@ from stem_gym.surrogates.im2spec_modes import Modes
 
 __all__ = ["KERNELS", "NOISES", "Coefficients", "Evidence", "Kernel", "Sites", "evidence", "predict", "root_weight"]
 
-# Each kernel: length in the space of features, share of the variance that depends on the place alone, and whether there
-# is a linear part besides, so that what rises with a feature is expected to rise on beyond what was measured.
-KERNELS = ((0.6, 0.1, 0.0), (1.5, 0.1, 1.0), (1.0, 0.5, 1.0), (1.0, 0.9, 0.0))
+# Each kernel: length in the space of features, share of the variance that depends on the place alone, whether there is a
+# linear part besides (what rises with a feature is expected to rise on beyond what was measured), and whether the
+# learned features count or the brightness alone (where an image is unlike those of the training).
+KERNELS = (
+    (0.6, 0.1, 0.0, 1.0),
+    (1.5, 0.1, 1.0, 1.0),
+    (1.0, 0.5, 1.0, 1.0),
+    (1.0, 0.9, 0.0, 1.0),
+    (0.7, 0.1, 1.0, 0.0),
+    (1.0, 0.5, 1.0, 0.0),
+)
 NOISES = (1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 30.0)  # variance that features do not tell over that which they do
 _PRIOR_SPECTRA = 2.0  # how many spectra the guess of the variance is worth
 
@@ -59,17 +67,24 @@ class Kernel(nn.Module):
 
         The part of the features is a rational quadratic with α = 1: a sum of Gaussians of many lengths.
         """
-        length, share, linear = torch.tensor(KERNELS, device=number.device)[number, :, None, None].unbind(1)
-        product = a.features @ b.features.mT
-        alike = 1.0 / (1.0 + 0.5 * _square_distance(a.features, b.features, product) / length**2)
+        length, share, linear, learned = torch.tensor(KERNELS, device=number.device)[number, :, None, None].unbind(1)
+        left, right = _counted(a.features, learned), _counted(b.features, learned)
+        product = left @ right.mT
+        alike = 1.0 / (1.0 + 0.5 * _square_distance(left, right, product) / length**2)
         far = _square_distance(a.place, b.place, a.place @ b.place.mT)
         near = torch.exp(-0.5 * far * torch.exp(-2.0 * self.log_length))
         return (1.0 - share) * alike + share * near + linear * self.log_slope.exp() * product
 
     def own(self, sites: Sites, number: Tensor) -> Tensor:
         """Variance (B, N) of each site."""
-        linear = torch.tensor(KERNELS, device=number.device)[number, 2]
-        return 1.0 + linear[:, None] * self.log_slope.exp() * sites.features.square().sum(-1)
+        linear, learned = torch.tensor(KERNELS, device=number.device)[number, 2:, None, None].unbind(1)
+        size = _counted(sites.features, learned).square().sum(-1)
+        return 1.0 + linear[..., 0] * self.log_slope.exp() * size
+
+
+def _counted(features: Tensor, learned: Tensor) -> Tensor:
+    """Features (B, N, d) of which all but the first, the brightness, are multiplied with `learned` (B, 1, 1)."""
+    return torch.cat((features[..., :1], learned * features[..., 1:]), dim=-1)
 
 
 def _square_distance(a: Tensor, b: Tensor, product: Tensor) -> Tensor:

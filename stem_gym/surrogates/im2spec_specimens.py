@@ -17,7 +17,7 @@ __all__ = ["RECIPES", "build_specimens"]
 
 RECIPES: Mapping[str, FlakesRecipe | ParticlesRecipe | PhasesRecipe] = {
     "particles": ParticlesRecipe(),
-    "particles, larger field": ParticlesRecipe(field_nm=200.0),
+    "particles, larger field": ParticlesRecipe(fov_nm=200.0),
     "flakes": FlakesRecipe(),
     "phases": PhasesRecipe(),
     "phases, fine domains": PhasesRecipe(domain_nm=8.0, interface_width_nm=1.5),

@@ -123,28 +123,27 @@ def by_hand(sites: Sites, cell: np.ndarray, y: np.ndarray, weight: np.ndarray, n
     """One row, one coefficient, with explicit inverses and determinants: mean and variance (N,) of the best kernel."""
     f, p = (part.numpy().astype(np.float64) for part in (sites.features[0], sites.place[0]))
 
-    def covariance(a: np.ndarray, b: np.ndarray, length: float, share: float, linear: float) -> np.ndarray:
-        far = ((f[a][:, None] - f[b]) ** 2).sum(-1)
+    def covariance(a: np.ndarray, b: np.ndarray, form: tuple[float, float, float, float]) -> np.ndarray:
+        length, share, linear, learned = form
+        g = f * np.array([1.0, learned, learned])
+        far = ((g[a][:, None] - g[b]) ** 2).sum(-1)
         near = ((p[a][:, None] - p[b]) ** 2).sum(-1)
-        return (
-            (1 - share) / (1 + far / (2 * length**2))
-            + share * np.exp(-near / (2 * 0.15**2))
-            + 0.1 * linear * (f[a] @ f[b].T)
-        )
+        smooth = (1 - share) / (1 + far / (2 * length**2)) + share * np.exp(-near / (2 * 0.15**2))
+        return smooth + 0.1 * linear * (g[a] @ g[b].T)
 
-    w = weight / weight.mean()
+    everywhere, w = np.arange(len(f)), weight / weight.mean()
     best = (-np.inf, None)
     for form in KERNELS:
         logs, means, variances = [], [], []
         for level in NOISES:
-            c = covariance(cell, cell, *form) + level * np.diag(1 / w)
+            c = covariance(cell, cell, form) + level * np.diag(1 / w)
             inverse, n = np.linalg.inv(c), len(y)
             prior = 2.0 * (w * y**2).mean()
             amplitude = (y @ inverse @ y + prior) / (n + 2.0)
             logs.append(-0.5 * (n + 2.0) * np.log(amplitude) - 0.5 * np.linalg.slogdet(c)[1])
-            cross = covariance(np.arange(len(f)), cell, *form)
+            cross = covariance(everywhere, cell, form)
             means.append(cross @ inverse @ y)
-            own = 1.0 + 0.1 * form[2] * (f**2).sum(-1)
+            own = covariance(everywhere, everywhere, form).diagonal()
             left = own - np.einsum("ij,jk,ik->i", cross, inverse, cross)
             variances.append(amplitude * left + max(0.0, amplitude * level - noise))
         logs = np.array(logs)
