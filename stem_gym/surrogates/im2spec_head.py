@@ -102,9 +102,9 @@ class Evidence:
     amplitude: Tensor  # (B, K, L) variance of the smooth function under that kernel
 
     def untold(self, noise: Tensor) -> Tensor:
-        """(B, K, L) variance that neither features nor counting noise (B,) explain."""
+        """(B, K, L) variance that neither features nor counting noise (B, K) explain."""
         levels = torch.tensor(NOISES, device=noise.device, dtype=self.amplitude.dtype)
-        return (self.amplitude * levels - noise[:, None, None]).clamp(min=0.0)
+        return (self.amplitude * levels - noise[..., None]).clamp(min=0.0)
 
 
 def evidence(kernel: Kernel, sites: Sites, coefficients: Tensor, weight: Tensor) -> Evidence:
@@ -160,7 +160,7 @@ def predict(
     middle = (mean * found.noise[:, None]).sum(-1)
     within = torch.einsum("bnl,bkl->bnk", left, found.amplitude * found.noise)
     between = (mean.square() * found.noise[:, None]).sum(-1) - middle.square()
-    untold = (found.untold(modes.noise) * found.noise).sum(-1)[:, None]
+    untold = (found.untold(modes.own_noise) * found.noise).sum(-1)[:, None]
     return Coefficients(middle, within + untold + between.clamp(min=0.0))
 
 

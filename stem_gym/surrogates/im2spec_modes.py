@@ -17,6 +17,7 @@ __all__ = ["Modes", "find_modes", "without_spikes"]
 _MEDIAN_SHARE, _MEAN_SHARE = 0.1, 1e-3  # of the mean spectrum, added to it, so that empty channels weigh little
 _SPIKE_NOISE = 8.0  # standard deviations above the mean spectrum
 _SPIKE_NEIGHBOUR = 0.2  # of its height; the neighbours of a real line, two channels wide, have half of it
+_EDGE_MARGIN = 1.1  # how far a mode must be beyond what noise makes; the noise is known to some percent
 _NORMAL_MAD = 1.4826  # standard deviation over median absolute deviation of normal noise
 
 
@@ -29,7 +30,8 @@ class Modes:
     white: Tensor  # (B, K, S) orthogonal, of unit length or zero, the strongest first
     coefficients: Tensor  # (B, n, K) of the measured spectra
     rest: Tensor  # (B, S) standard deviation that the modes leave out, counting noise not among it
-    noise: Tensor  # (B,) variance that counting noise gives every coefficient of a spectrum of mean weight
+    noise: Tensor  # (B,) variance that counting noise gives every coefficient of another spectrum, of mean weight
+    own_noise: Tensor  # (B, K) the same of the measured spectra themselves: the modes lean towards their noise
 
     @property
     def vectors(self) -> Tensor:
@@ -69,7 +71,8 @@ def _beside(spectra: Tensor) -> tuple[Tensor, Tensor]:
 def find_modes(spectra: Tensor, weight: Tensor, count: int) -> Modes:
     """The `count` strongest modes of spectra (B, n, S); weight (B, n): information of each, 0 where no spectrum.
 
-    With fewer spectra or channels than modes the last ones are zero. No derivative is taken through the modes.
+    Modes that noise alone would make are zero, as are the last ones where there are fewer spectra or channels. No
+    derivative is taken through the modes.
     """
     with torch.no_grad():
         share = weight / weight.sum(1, keepdim=True).clamp(min=1e-30)
@@ -79,11 +82,11 @@ def find_modes(spectra: Tensor, weight: Tensor, count: int) -> Modes:
         value, vector = torch.linalg.eigh(rooted.mT @ rooted)  # ascending
         keep = min(count, value.shape[-1])
         vector = vector[..., -keep:].flip(-1)  # (B, S, keep)
-        vector = vector * (value[..., -keep:].flip(-1) > 1e-6 * value[..., -1:])[:, None]
-        vector = functional.pad(vector, (0, count - keep))
-        coefficients = white @ vector
-        rest, noise = _left_out(white - coefficients @ vector.mT, share, count)
-        return Modes(centre, scale, vector.mT, coefficients, rest[:, None] / scale, noise)
+        rest, noise = _left_out(white - (white @ vector) @ vector.mT, share, count)
+        strength = functional.pad(value[..., -keep:].flip(-1), (0, count - keep))
+        signal = _signal(strength, noise[:, None], white.shape[-1] / (share > 0).sum(1, keepdim=True))
+        vector = functional.pad(vector, (0, count - keep)) * (signal > 1e-6 * value[..., -1:])[:, None]
+        return Modes(centre, scale, vector.mT, white @ vector, rest[:, None] / scale, noise, strength - signal)
 
 
 def _centre_and_scale(spectra: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,6 +97,19 @@ def _centre_and_scale(spectra: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     floor = _MEDIAN_SHARE * positive.median(1, keepdim=True).values + _MEAN_SHARE * positive.mean(1, keepdim=True)
     variance = positive + floor
     return centre, torch.where(variance > 0, variance.clamp(min=1e-30).rsqrt(), 1.0)
+
+
+def _signal(strength: Tensor, noise: Tensor, gamma: Tensor) -> Tensor:
+    """Variance (B, K) of the specimen along modes that appear with variance `strength`, under noise of variance (B, 1).
+
+    In n spectra of S channels noise alone makes modes up to noise · (1 + √γ)², γ = S / n (B, 1), and a mode of true
+    variance ℓ appears as (ℓ + noise) (1 + γ noise / ℓ) (Nadler, Ann. Stat. 36, 2791, 2008, eqs. 2.9 and 2.10).
+    """
+    ratio = strength / noise.clamp(min=1e-30)
+    half = 0.5 * (ratio - 1.0 - gamma)
+    signal = (half + (half.square() - gamma).clamp(min=0.0).sqrt()) * noise
+    made_by_noise = ratio < _EDGE_MARGIN * (1.0 + gamma.sqrt()).square()
+    return torch.where(made_by_noise, 0.0, torch.minimum(signal, strength))
 
 
 def _left_out(rest: Tensor, share: Tensor, count: int) -> tuple[Tensor, Tensor]:

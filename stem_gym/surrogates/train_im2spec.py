@@ -49,7 +49,7 @@ def lesson_loss(network: Im2SpecNetwork, lesson: Lesson, modes: int) -> Tensor:
         found = evidence(network.kernel, measured, basis.coefficients, weight)
         noise = torch.tensor(NOISES)[found.noise.argmax(-1)]  # (B, K)
     mean, amplitude, share_left = _posterior(network, measured, asked, basis, found.kernel, noise)
-    untold = (amplitude * noise - basis.noise[:, None]).clamp(min=0.0)
+    untold = (amplitude * noise - basis.own_noise).clamp(min=0.0)
     variance = amplitude[:, None] * share_left + untold[:, None]
     size = basis.coefficients.square().mean(1, keepdim=True).clamp(min=1e-20)  # (B, 1, K)
     share = truth.var(1, correction=0).sqrt()

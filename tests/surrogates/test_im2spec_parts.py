@@ -102,6 +102,19 @@ def test_fewer_spectra_than_modes_leave_the_last_at_zero() -> None:
     assert bool((modes.coefficients[..., 3:] == 0).all()) and bool(torch.isfinite(modes.vectors).all())
 
 
+def test_modes_of_mere_noise_are_left_out_and_a_real_one_has_its_own_strength() -> None:
+    """200 spectra of 60 channels about a flat one of 400 counts, half of them with a bump: two values ± ℓ^½ apart."""
+    rng = np.random.default_rng(9)
+    bump = 12.0 * np.exp(-0.5 * ((np.arange(60) - 30) / 5.0) ** 2)
+    sign = np.tile([1.0, -1.0], 100)[:, None]
+    flat, bumped = rng.poisson(400.0, (200, 60)), rng.poisson(400.0 + sign * bump)
+    modes = find_modes(torch.from_numpy(np.stack((flat, bumped)).astype(np.float32)), torch.ones(2, 200), 5)
+    assert modes.white.norm(dim=2).round().tolist() == [[0.0] * 5, [1.0, 0.0, 0.0, 0.0, 0.0]]
+    signal = float(modes.coefficients[1, :, 0].var() - modes.own_noise[1, 0])
+    expected = (bump**2).sum() * float(modes.scale[1].square().mean())
+    assert signal == pytest.approx(expected, rel=0.25)  # of 200 spectra: 10 % from chance, the rest from the model
+
+
 # --- Gaussian processes ---
 
 
@@ -115,8 +128,8 @@ def problem(rows: int = 2, measured: int = 15, cells: int = 40) -> tuple[Sites, 
 
 def modes_with(coefficients: torch.Tensor, noise: float) -> Modes:
     rows, _, count = coefficients.shape
-    flat = torch.ones(rows, count)
-    return Modes(flat, flat, torch.eye(count).expand(rows, -1, -1), coefficients, flat * 0, torch.full((rows,), noise))
+    flat, white = torch.ones(rows, count), torch.eye(count).expand(rows, -1, -1)
+    return Modes(flat, flat, white, coefficients, flat * 0, torch.full((rows,), noise), noise * flat)
 
 
 def by_hand(sites: Sites, cell: np.ndarray, y: np.ndarray, weight: np.ndarray, noise: float) -> tuple:
@@ -204,7 +217,9 @@ def posterior(deviation: float = 0.3) -> SpectrumPosterior:
         torch.from_numpy(rng.uniform(low, 1, shape).astype(np.float32))
         for low, shape in ((0.0, (2, 6)), (-1.0, (2, 3, 6)))
     )
-    modes = Modes(centre + 10, torch.ones(2, 6), vectors, mean, torch.full((2, 6), 0.5), torch.zeros(2))
+    modes = Modes(
+        centre + 10, torch.ones(2, 6), vectors, mean, torch.full((2, 6), 0.5), torch.zeros(2), torch.zeros(2, 3)
+    )
     return SpectrumPosterior(modes, Coefficients(mean, torch.full_like(mean, deviation**2)))
 
 
