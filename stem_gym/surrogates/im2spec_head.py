@@ -160,7 +160,7 @@ def predict(
     middle = (mean * found.noise[:, None]).sum(-1)
     within = torch.einsum("bnl,bkl->bnk", left, found.amplitude * found.noise)
     between = (mean.square() * found.noise[:, None]).sum(-1) - middle.square()
-    untold = (found.untold(modes.own_noise) * found.noise).sum(-1)[:, None]
+    untold = ((found.untold(modes.own_noise) * found.noise).sum(-1) + modes.hidden)[:, None]
     return Coefficients(middle, within + untold + between.clamp(min=0.0))
 
 

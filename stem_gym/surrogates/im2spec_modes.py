@@ -32,6 +32,9 @@ class Modes:
     rest: Tensor  # (B, S) standard deviation that the modes leave out, counting noise not among it
     noise: Tensor  # (B,) variance that counting noise gives every coefficient of another spectrum, of mean weight
     own_noise: Tensor  # (B, K) the same of the measured spectra themselves: the modes lean towards their noise
+    hidden: (
+        Tensor  # (B, K) variance of the specimen that would not have been seen along a mode that noise may have made
+    )
 
     @property
     def vectors(self) -> Tensor:
@@ -71,8 +74,8 @@ def _beside(spectra: Tensor) -> tuple[Tensor, Tensor]:
 def find_modes(spectra: Tensor, weight: Tensor, count: int) -> Modes:
     """The `count` strongest modes of spectra (B, n, S); weight (B, n): information of each, 0 where no spectrum.
 
-    Modes that noise alone would make are zero, as are the last ones where there are fewer spectra or channels. No
-    derivative is taken through the modes.
+    Modes that noise alone may have made keep their direction, but the measured spectra are taken to have nothing along
+    them. Where there are fewer spectra or channels than modes, the last ones are zero. No derivative is taken.
     """
     with torch.no_grad():
         share = weight / weight.sum(1, keepdim=True).clamp(min=1e-30)
@@ -84,9 +87,14 @@ def find_modes(spectra: Tensor, weight: Tensor, count: int) -> Modes:
         vector = vector[..., -keep:].flip(-1)  # (B, S, keep)
         rest, noise = _left_out(white - (white @ vector) @ vector.mT, share, count)
         strength = functional.pad(value[..., -keep:].flip(-1), (0, count - keep))
-        signal = _signal(strength, noise[:, None], white.shape[-1] / (share > 0).sum(1, keepdim=True))
-        vector = functional.pad(vector, (0, count - keep)) * (signal > 1e-6 * value[..., -1:])[:, None]
-        return Modes(centre, scale, vector.mT, white @ vector, rest[:, None] / scale, noise, strength - signal)
+        gamma = white.shape[-1] / (share > 0).sum(1, keepdim=True)
+        signal = _signal(strength, noise[:, None], gamma)
+        there = strength > 1e-6 * value[..., -1:]
+        vector = functional.pad(vector, (0, count - keep)) * there[:, None]
+        coefficients = (white @ vector) * (signal > 0)[:, None]
+        hidden = torch.where(there & (signal == 0), gamma.sqrt() * noise[:, None], 0.0)
+        rest = rest[:, None] / scale
+        return Modes(centre, scale, vector.mT, coefficients, rest, noise, strength - signal, hidden)
 
 
 def _centre_and_scale(spectra: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,7 +111,8 @@ def _signal(strength: Tensor, noise: Tensor, gamma: Tensor) -> Tensor:
     """Variance (B, K) of the specimen along modes that appear with variance `strength`, under noise of variance (B, 1).
 
     In n spectra of S channels noise alone makes modes up to noise · (1 + √γ)², γ = S / n (B, 1), and a mode of true
-    variance ℓ appears as (ℓ + noise) (1 + γ noise / ℓ) (Nadler, Ann. Stat. 36, 2791, 2008, eqs. 2.9 and 2.10).
+    variance ℓ appears as (ℓ + noise) (1 + γ noise / ℓ) where ℓ is more than √γ noise, and is not seen where it is less
+    (Baik & Silverstein, J. Multivar. Anal. 97, 1382, 2006).
     """
     ratio = strength / noise.clamp(min=1e-30)
     half = 0.5 * (ratio - 1.0 - gamma)

@@ -49,9 +49,9 @@ def lesson_loss(network: Im2SpecNetwork, lesson: Lesson, modes: int) -> Tensor:
         found = evidence(network.kernel, measured, basis.coefficients, weight)
         noise = torch.tensor(NOISES)[found.noise.argmax(-1)]  # (B, K)
     mean, amplitude, share_left = _posterior(network, measured, asked, basis, found.kernel, noise)
-    untold = (amplitude * noise - basis.own_noise).clamp(min=0.0)
+    untold = (amplitude * noise - basis.own_noise).clamp(min=0.0) + basis.hidden
     variance = amplitude[:, None] * share_left + untold[:, None]
-    size = basis.coefficients.square().mean(1, keepdim=True).clamp(min=1e-20)  # (B, 1, K)
+    size = (basis.coefficients.square().mean(1) + basis.hidden).clamp(min=1e-20)[:, None]  # (B, 1, K)
     share = truth.var(1, correction=0).sqrt()
     share = share / share.sum(1, keepdim=True).clamp(min=1e-20)
     variance = variance / size + _LEAST_VARIANCE
@@ -131,6 +131,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--modes", type=int, default=6, help="modes of the spectra (default 6)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, specimens and lessons (default 0)")
     parser.add_argument("--specimens", type=int, default=64, help="specimens of every recipe (default 64)")
+    parser.add_argument("--start", type=Path, help="measure these weights and write their card, without training")
     parser.add_argument("--lessons", type=int, default=4, help="held-out lessons for each figure (default 4)")
     return parser.parse_args(arguments)
 
@@ -139,9 +140,11 @@ def main(arguments: list[str] | None = None) -> None:
     given = parse(arguments)
     torch.set_num_threads(1)
     pools = build_specimens(given.specimens, _SPLITS * given.seed)
-    network = new_network(given.width, given.features, given.seed)
-    rng = np.random.default_rng(given.seed)
-    train(network, rng, list(pools.values()), vars(given), Progress(given.steps))
+    network, rng = new_network(given.width, given.features, given.seed), np.random.default_rng(given.seed)
+    if given.start:
+        network.load_state_dict(Im2Spec.load(given.start).network.state_dict())
+    else:
+        train(network, rng, list(pools.values()), vars(given), Progress(given.steps))
     settings: dict[str, Any] = {name: getattr(given, name) for name in ("width", "features", "modes")}
     surrogate = Im2Spec(network, ModelCard(NAME, "", "", {}, {}, VALID_RANGE), settings | {"std_factor": 1.0})
     unused = build_specimens(max(given.rows, given.specimens // 4), _SPLITS * given.seed + 1)

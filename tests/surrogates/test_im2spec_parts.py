@@ -102,14 +102,15 @@ def test_fewer_spectra_than_modes_leave_the_last_at_zero() -> None:
     assert bool((modes.coefficients[..., 3:] == 0).all()) and bool(torch.isfinite(modes.vectors).all())
 
 
-def test_modes_of_mere_noise_are_left_out_and_a_real_one_has_its_own_strength() -> None:
+def test_nothing_is_read_along_modes_of_mere_noise_and_a_real_one_has_its_own_strength() -> None:
     """200 spectra of 60 channels about a flat one of 400 counts, half of them with a bump: two values ± ℓ^½ apart."""
     rng = np.random.default_rng(9)
     bump = 12.0 * np.exp(-0.5 * ((np.arange(60) - 30) / 5.0) ** 2)
     sign = np.tile([1.0, -1.0], 100)[:, None]
     flat, bumped = rng.poisson(400.0, (200, 60)), rng.poisson(400.0 + sign * bump)
     modes = find_modes(torch.from_numpy(np.stack((flat, bumped)).astype(np.float32)), torch.ones(2, 200), 5)
-    assert modes.white.norm(dim=2).round().tolist() == [[0.0] * 5, [1.0, 0.0, 0.0, 0.0, 0.0]]
+    assert modes.coefficients.any(1).tolist() == [[False] * 5, [True] + [False] * 4]
+    assert (modes.hidden > 0).tolist() == [[True] * 5, [False] + [True] * 4]
     signal = float(modes.coefficients[1, :, 0].var() - modes.own_noise[1, 0])
     expected = (bump**2).sum() * float(modes.scale[1].square().mean())
     assert signal == pytest.approx(expected, rel=0.25)  # of 200 spectra: 10 % from chance, the rest from the model
@@ -129,7 +130,7 @@ def problem(rows: int = 2, measured: int = 15, cells: int = 40) -> tuple[Sites, 
 def modes_with(coefficients: torch.Tensor, noise: float) -> Modes:
     rows, _, count = coefficients.shape
     flat, white = torch.ones(rows, count), torch.eye(count).expand(rows, -1, -1)
-    return Modes(flat, flat, white, coefficients, flat * 0, torch.full((rows,), noise), noise * flat)
+    return Modes(flat, flat, white, coefficients, flat * 0, torch.full((rows,), noise), noise * flat, 0 * flat)
 
 
 def by_hand(sites: Sites, cell: np.ndarray, y: np.ndarray, weight: np.ndarray, noise: float) -> tuple:
@@ -217,9 +218,8 @@ def posterior(deviation: float = 0.3) -> SpectrumPosterior:
         torch.from_numpy(rng.uniform(low, 1, shape).astype(np.float32))
         for low, shape in ((0.0, (2, 6)), (-1.0, (2, 3, 6)))
     )
-    modes = Modes(
-        centre + 10, torch.ones(2, 6), vectors, mean, torch.full((2, 6), 0.5), torch.zeros(2), torch.zeros(2, 3)
-    )
+    rest, zero = torch.full((2, 6), 0.5), torch.zeros(2, 3)
+    modes = Modes(centre + 10, torch.ones(2, 6), vectors, mean, rest, zero[:, 0], zero, zero)
     return SpectrumPosterior(modes, Coefficients(mean, torch.full_like(mean, deviation**2)))
 
 
