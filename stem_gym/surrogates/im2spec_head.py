@@ -17,10 +17,21 @@ from torch import Tensor, nn
 
 from stem_gym.surrogates.im2spec_modes import Modes
 
-__all__ = ["KERNELS", "NOISES", "Coefficients", "Evidence", "Kernel", "Sites", "evidence", "predict", "root_weight"]
+__all__ = [
+    "KERNELS",
+    "LEARNED",
+    "NOISES",
+    "Coefficients",
+    "Evidence",
+    "Kernel",
+    "Sites",
+    "evidence",
+    "predict",
+    "root_weight",
+]
 
-# Each kernel: length in the space of features, share of the variance that depends on the place alone, whether there is a
-# linear part besides (what rises with a feature is expected to rise on beyond what was measured), and whether the
+# Each kernel: length in the space of features, share of the variance that depends on the place alone, whether there is
+# a linear part besides (what rises with a feature is expected to rise on beyond what was measured), and whether the
 # learned features count or the brightness alone (where an image is unlike those of the training).
 KERNELS = (
     (0.6, 0.1, 0.0, 1.0),
@@ -30,6 +41,7 @@ KERNELS = (
     (0.7, 0.1, 1.0, 0.0),
     (1.0, 0.5, 1.0, 0.0),
 )
+LEARNED = sum(kernel[3] > 0 for kernel in KERNELS)  # the first of them
 NOISES = (1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 30.0)  # variance that features do not tell over that which they do
 _PRIOR_SPECTRA = 2.0  # how many spectra the guess of the variance is worth
 
@@ -107,12 +119,12 @@ class Evidence:
         return (self.amplitude * levels - noise[..., None]).clamp(min=0.0)
 
 
-def evidence(kernel: Kernel, sites: Sites, coefficients: Tensor, weight: Tensor) -> Evidence:
-    """Which kernel and which noise; sites and coefficients (B, n, K) of what was measured, weight (B, n).
+def evidence(kernel: Kernel, sites: Sites, coefficients: Tensor, weight: Tensor, many: int = len(KERNELS)) -> Evidence:
+    """Which of the first `many` kernels and which noise; sites and coefficients (B, n, K) measured, weight (B, n).
 
     The weight is the inverse of the noise variance, up to a factor that the noise level takes in.
     """
-    rows, many = len(weight), len(KERNELS)
+    rows = len(weight)
     root = root_weight(weight)
     number = torch.arange(many, device=weight.device).repeat(rows)
     repeated = Sites(*(part.repeat_interleave(many, 0) for part in vars(sites).values()))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from stem_gym.simulator.spectral_specimen import SpectralSpecimen
 from stem_gym.surrogates.im2spec import Im2Spec, Im2SpecNetwork, sites_of
 from stem_gym.surrogates.im2spec_card import VALID_RANGE, best_factor, held_out_scores, write_card
-from stem_gym.surrogates.im2spec_head import NOISES, Sites, evidence
+from stem_gym.surrogates.im2spec_head import LEARNED, NOISES, Sites, evidence
 from stem_gym.surrogates.im2spec_lessons import MEASURED, Lesson, draw_lesson
 from stem_gym.surrogates.im2spec_modes import Modes, find_modes, without_spikes
 from stem_gym.surrogates.im2spec_network import standardised
@@ -36,8 +36,9 @@ _LEAST_VARIANCE = 1e-3  # of the measured coefficients; nothing is gained by bei
 def lesson_loss(network: Im2SpecNetwork, lesson: Lesson, modes: int) -> Tensor:
     """How unlikely the true coefficients are under what is predicted, and how far off they are.
 
-    The likeliest kernel and noise level of each mode are taken, and the derivative goes through the posterior of the
-    Gaussian process by its Cholesky factor (that of an eigendecomposition is not stable).
+    The likeliest kernel of those with learned features (from another nothing could be learned) and the likeliest noise
+    level of each mode are taken. The derivative goes through the posterior of the Gaussian process by its Cholesky
+    factor (that of an eigendecomposition is not stable).
     """
     shape = lesson.image.shape[1], lesson.image.shape[2]
     everywhere = sites_of(network.encoder(standardised(lesson.image)), shape)
@@ -46,7 +47,7 @@ def lesson_loss(network: Im2SpecNetwork, lesson: Lesson, modes: int) -> Tensor:
     basis = find_modes(without_spikes(lesson.spectra, weight), weight, modes)
     truth = basis.coefficients_of(lesson.truth)
     with torch.no_grad():
-        found = evidence(network.kernel, measured, basis.coefficients, weight)
+        found = evidence(network.kernel, measured, basis.coefficients, weight, LEARNED)
         noise = torch.tensor(NOISES)[found.noise.argmax(-1)]  # (B, K)
     mean, amplitude, share_left = _posterior(network, measured, asked, basis, found.kernel, noise)
     untold = (amplitude * noise - basis.own_noise).clamp(min=0.0) + basis.hidden
@@ -122,7 +123,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train, calibrate and judge the spectrum surrogate.")
     shipped = Path(__file__).parent / "weights" / NAME
     parser.add_argument("--out", type=Path, default=shipped, help="where to write (default: the shipped weights)")
-    parser.add_argument("--steps", type=int, default=600, help="optimizer steps (default 600)")
+    parser.add_argument("--steps", type=int, default=700, help="optimizer steps (default 700)")
     parser.add_argument("--rows", type=int, default=8, help="specimens in a step (default 8)")
     parser.add_argument("--asked", type=int, default=256, help="cells of each that are asked (default 256)")
     parser.add_argument("--rate", type=float, default=4e-3, help="highest learning rate (default 4e-3)")

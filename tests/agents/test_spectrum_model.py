@@ -57,7 +57,7 @@ def test_rows_may_want_different_things() -> None:
 
 
 def test_intervals_of_what_is_wanted_hold_what_they_promise() -> None:
-    """90 % intervals over 6 specimens after 20 random measurements: 80 % at least, and half as wide as the map's own."""
+    """90 % intervals over 6 specimens after 20 random measurements: 80 % at least, and narrower than the map."""
     field, model = Field(6, seed=4), SpectrumModel(face(6), "im2spec", 64)
     played(field, model, 20)
     for number in (0, 1):
@@ -65,7 +65,7 @@ def test_intervals_of_what_is_wanted_hold_what_they_promise() -> None:
         told = model.wanted(field.observation())
         inside = (told.mean - field.truth(number)).abs() < 1.645 * told.deviation
         assert float(inside.float().mean()) > 0.8
-        assert bool((told.deviation.median(1).values < 0.5 * field.truth(number).std(1)).all())
+        assert bool((told.deviation.median(1).values < 0.8 * field.truth(number).std(1)).all())
 
 
 def test_a_row_that_begins_anew_knows_nothing_and_the_other_keeps_what_it_knew() -> None:
