@@ -14,6 +14,7 @@ import torch
 from stem_gym.core.errors import RecordError, StemGymError, ValidRangeError
 from stem_gym.surrogates.atom_finder import NetworkFinder
 from stem_gym.surrogates.displacement import DisplacementSurrogate
+from stem_gym.surrogates.im2spec import Im2Spec
 from stem_gym.surrogates.imaging import ImagingSurrogate
 from stem_gym.surrogates.surrogate import (
     Estimate,
@@ -31,6 +32,7 @@ LOADERS = {
     "imaging_haadf": ImagingSurrogate.load,
     "atom_finder": NetworkFinder.load,
     "displacement": DisplacementSurrogate.load,
+    "im2spec": Im2Spec.load,
 }
 # For each card a line of its Markdown, where the JSON has the figure that the line shows, and how that is rounded.
 FIGURES = {
@@ -41,6 +43,7 @@ FIGURES = {
         1e-3,
     ),
     "displacement": (r"\| expected calibration error \| ([\d.]+) \|", ("expected_calibration_error",), 1e-4),
+    "im2spec": (r"\| explained from 20 spectra \| ([\d.]+) \|", ("explained_from_20",), 1e-3),
 }
 CARD = ModelCard("toy", "nothing", "none", {}, {}, {"energy_kev": (60.0, 100.0)})
 
