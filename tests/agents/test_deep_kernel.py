@@ -1,4 +1,4 @@
-"""The kernel model against plain formulas: posterior, gradient, leave-one-out; padding, neighbours, spikes, coverage."""
+"""The kernel model against plain formulas; rows and their neighbours, spikes, coverage; what is seen in patches."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_a_member_does_not_learn_from_its_fold():
 
 @pytest.mark.parametrize("robust", [False, True])
 def test_a_row_does_not_hang_on_its_neighbours(robust):
-    """Alone and beside rows with more points: the same but for rounding, which sixty steps of Adam let grow a little."""
+    """Alone and beside rows with more points: the same but for rounding, which sixty steps of Adam let grow."""
     plan = replace(PLAN, robust=robust)
     field, points, learned = problem(plan=plan)
     together = predict(plan, fit(plan, learned, field, points, 60), field, points)
