@@ -1,6 +1,6 @@
 """The kernel over the cells of a field, for many fields and members side by side.
 
-A sum: Matérn 5/2 over what a small network makes of a cell's patch, Matérn 5/2 over the place, a constant, and linear
+A sum: Gaussian over what a small network makes of a cell's patch, Matérn 5/2 over the place, a constant, and linear
 terms whose coefficients are integrated out (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006,
 sections 2.7 and 4.2). Single precision: covariances are known far better than the noise that is added to them.
 """
@@ -84,7 +84,7 @@ class Seen:
     """Cells as the kernels compare them; `some` takes a slice of the cells."""
 
     places: Tensor  # (M, C, 2) in units of the kernel's length over √5
-    embedding: Tensor | None  # (M, C, d) times √5
+    embedding: Tensor | None  # (M, C, d)
     basis: Tensor | None  # (M, C, K) times the deviation of each coefficient
 
     def some(self, begin: int, end: int) -> Seen:
@@ -114,7 +114,7 @@ class Kernels:
 
     def see(self, cells: Cells) -> Seen:
         """The cells (M, C) as each member sees them."""
-        embedding = None if cells.patches is None else _ROOT5 * self.embed(cells.patches)
+        embedding = None if cells.patches is None else self.embed(cells.patches)
         basis = None if cells.basis is None else cells.basis * self._coefficient
         return Seen(cells.places * self._per_length, embedding, basis)
 
@@ -131,7 +131,7 @@ class Kernels:
         known = valid.to(a.places.dtype)
         kernel = self.place * _self_matern(a.places)
         if a.embedding is not None:
-            kernel = kernel + self.patch * _self_matern(a.embedding)
+            kernel = kernel + self.patch * _self_gaussian(a.embedding)
         if a.basis is not None:
             kernel = kernel + a.basis @ a.basis.mT
         kernel = ((kernel + 1.0) * (known[:, :, None] * known[:, None])).double()
@@ -142,7 +142,7 @@ class Kernels:
         """Between cells (M, A) and (M, B): (M, A, B), no gradient."""
         kernel = _matern(a.places, b.places)[0].mul_(self.place)
         if a.embedding is not None and b.embedding is not None:
-            kernel.addcmul_(_matern(a.embedding, b.embedding)[0], self.patch)
+            kernel.addcmul_(_half_squares(a.embedding, b.embedding).exp_(), self.patch)
         if a.basis is not None and b.basis is not None:
             kernel.baddbmm_(a.basis, b.basis.mT)
         return kernel.add_(1.0)  # the unknown constant
@@ -159,10 +159,15 @@ class Kernels:
 
 def _matern(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(1 + s + s²/3) exp(−s) of the distances s between (M, A, d) and (M, B, d); also s and exp(−s)."""
-    ends = a.square().sum(dim=2)[:, :, None] + b.square().sum(dim=2)[:, None]
-    away = ends.baddbmm_(a, b.mT, alpha=-2.0).clamp_(min=1e-12).sqrt_()
+    away = _half_squares(a, b).mul_(-2.0).clamp_(min=1e-12).sqrt_()
     fall = away.neg().exp_()
-    return (away * (1.0 / 3.0)).add_(1.0).mul_(away).add_(1.0).mul_(fall), away, fall
+    return torch.addcmul(away + 1.0, away, away, value=1.0 / 3.0).mul_(fall), away, fall
+
+
+def _half_squares(a: Tensor, b: Tensor) -> Tensor:
+    """−½ |a − b|² between (M, A, d) and (M, B, d)."""
+    ends = a.square().sum(dim=2)[:, :, None] + b.square().sum(dim=2)[:, None]
+    return ends.baddbmm_(a, b.mT, beta=-0.5)
 
 
 class _SelfMatern(torch.autograd.Function):
@@ -180,12 +185,37 @@ class _SelfMatern(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, *given: Tensor) -> Tensor:
         points, away, fall = context.saved_tensors
-        pull = torch.addcmul(fall, away, fall).mul_(given[0])
-        pull = pull + pull.mT
-        return (pull @ points - pull.sum(dim=2, keepdim=True) * points).mul_(1.0 / 3.0)
+        return _pulled(points, torch.addcmul(fall, away, fall).mul_(given[0]).mul_(1.0 / 3.0))
+
+
+class _SelfGaussian(torch.autograd.Function):
+    """exp(−½ |a − b|²) of points with themselves; dk/da = −k (a − b)."""
+
+    @staticmethod
+    def forward(context: Any, points: Tensor) -> Tensor:
+        kernel = _half_squares(points, points).exp_()
+        context.save_for_backward(points, kernel)
+        return kernel
+
+    @staticmethod
+    def backward(context: Any, *given: Tensor) -> Tensor:
+        points, kernel = context.saved_tensors
+        return _pulled(points, kernel * given[0])
+
+
+def _pulled(points: Tensor, pull: Tensor) -> Tensor:
+    """Sum over b of −(pull + pullᵀ) (a − b), for points (M, N, d) and pull (M, N, N)."""
+    pull = pull + pull.mT
+    return pull @ points - pull.sum(dim=2, keepdim=True) * points
 
 
 def _self_matern(points: Tensor) -> Tensor:
     """(M, N, N) of points (M, N, d)."""
     found: Tensor = _SelfMatern.apply(points)
+    return found
+
+
+def _self_gaussian(points: Tensor) -> Tensor:
+    """(M, N, N) of points (M, N, d)."""
+    found: Tensor = _SelfGaussian.apply(points)
     return found
