@@ -44,7 +44,8 @@ class StructuredGP(SearchPolicy):
         super().__init__(face, settings)
         check_side(settings.blur + 1, self.field.height, self.field.width)
         rate = settings.training.learning_rate
-        plan = KernelPlan(basis=_TERMS, members=1, learning_rate=rate, robust=settings.robust)
+        grid = (self.field.height, self.field.width)
+        plan = KernelPlan(basis=_TERMS, members=1, learning_rate=rate, robust=settings.robust, grid=grid)
         self.model = FieldModel(plan, settings.training, self.streams, self._describe)
 
     def predict(self, scene: Scene, rows: Tensor) -> Belief:

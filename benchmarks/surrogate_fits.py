@@ -102,7 +102,10 @@ class Ours:
         self.fields, self.rows, self.count = fields, rows, fields.count - 1
         training = Training(fresh_every=10_000)
         self.model = FieldModel(
-            KernelPlan(patch_features=FEATURES), training, Streams(row_seeds(0, len(rows))), fields.describe
+            KernelPlan(patch_features=FEATURES, grid=(SIDE, SIDE)),
+            training,
+            Streams(row_seeds(0, len(rows))),
+            fields.describe,
         )
         self.fresh()
         self.next()  # the features of the image are made once an episode
@@ -130,7 +133,7 @@ def one_field(count: int, runs: int) -> dict[str, float]:
     cells = fields.order[0, :count]
     value = fields.value[0, cells].double()
     value = ((value - value.mean()) / value.std())[:, None]
-    features = fields.describe(fields.image).patches
+    features = principal_features(patches_of(fields.image, PATCH), FEATURES)
     return {
         "decision_s": least(ours.next, runs),
         "fresh_fit_s": least(ours.fresh, runs),
@@ -145,8 +148,14 @@ def side_by_side(count: int, runs: int) -> dict[str, float]:
     together = Ours(fields, torch.arange(EPISODES))
     apart = [Ours(fields, torch.tensor([row])) for row in range(EPISODES)]
     many = least(together.next, runs)
-    single = least(lambda: [one.next() for one in apart], runs)
+    single = least(lambda: next_of(apart), runs)
     return {"episodes": EPISODES, "together_s": many, "one_by_one_s": single, "ratio": single / many}
+
+
+def next_of(apart: list[Ours]) -> None:
+    """A decision of each, one after the other."""
+    for one in apart:
+        one.next()
 
 
 def single_task(places: Tensor, cells: Tensor, value: Tensor) -> None:
@@ -158,7 +167,7 @@ def single_task(places: Tensor, cells: Tensor, value: Tensor) -> None:
             model.posterior(some).variance.sum()
 
 
-class _Deep(gpytorch.models.ExactGP):  # type: ignore[misc]
+class _Deep(gpytorch.models.ExactGP):
     """A network of our size into a Matérn kernel."""
 
     def __init__(self, x: Tensor, y: Tensor, likelihood: Any) -> None:

@@ -212,27 +212,31 @@ def predict(plan: KernelPlan, learned: Learned, cells: Cells, points: Points) ->
     eye = torch.eye(known.lower.shape[1], dtype=known.lower.dtype).expand_as(known.lower)
     half = torch.linalg.solve_triangular(known.lower, eye, upper=False).float() * known.valid[:, None]
     weight = known.weight.float() * known.valid[..., None]
-    kernels = Kernels(plan, learned.theta.flatten(0, 1))
-    asked = kernels.see(cells.each(lambda x: x.repeat_interleave(plan.members, dim=0)))
-    mean, variance = torch.empty(asked.places.shape[:2]), torch.empty(asked.places.shape[:2])
-    size = max(1, _IN_CACHE // (max(1, half.shape[1]) * min(_CHUNK, mean.shape[1])))
-    for m in range(0, len(mean), size):
-        some = slice(m, m + size)
-        own, near, far = Kernels(plan, learned.theta.flatten(0, 1)[some]), _cut(known.seen, some), _cut(asked, some)
-        for c in range(0, mean.shape[1], _CHUNK):
+    theta, places = learned.theta.flatten(0, 1), points.index.repeat_interleave(plan.members, dim=0)
+    shape = (len(points.index), plan.members, cells.places.shape[1])
+    mean, variance = torch.empty(shape).flatten(0, 1), torch.empty(shape).flatten(0, 1)
+    embedding = torch.empty(*mean.shape, plan.embedding) if plan.patch_features else None
+    size = max(1, _IN_CACHE // (max(1, half.shape[1]) * min(_CHUNK, shape[2])))
+    for begin in range(0, len(mean), size):
+        some = slice(begin, begin + size)
+        kernels, near = Kernels(plan, theta[some]), _cut(known.seen, some)
+        far = kernels.see(cells.of(torch.arange(len(mean))[some] // plan.members))
+        over_places = kernels.over_places(near, far, places[some])
+        if embedding is not None:
+            embedding[some] = far.embedding
+        for c in range(0, shape[2], _CHUNK):
             these = far.some(c, c + _CHUNK)
-            cross = own.between(near, these)
+            cross = kernels.between(near, these, over_places[..., c : c + _CHUNK])
             mean[some, c : c + _CHUNK] = (weight[some].mT @ cross)[:, 0]
             explained = (half[some] @ cross).square_().sum(dim=1)
-            variance[some, c : c + _CHUNK] = (own.variance(these) - explained).clamp(min=1e-8)
-    shape = (len(points.index), plan.members, -1)
+            variance[some, c : c + _CHUNK] = (kernels.variance(these) - explained).clamp(min=1e-8)
     mean, variance = mean.view(shape), variance.view(shape)
-    total = known.scale.float()[:, None].square() * variance.mean(dim=1) + mean.var(dim=1, correction=0)
-    noise = kernels.noise.view(shape).mean(dim=(1, 2)).sqrt()
-    embedding = None
-    if asked.embedding is not None and cells.patches is not None:
-        embedding = Kernels(plan, learned.theta[:, 0]).embed(cells.patches)
-    return Predicted(mean.mean(dim=1), total.sqrt(), noise, embedding)
+    middle = mean.mean(dim=1)
+    apart = (mean - middle[:, None]).square_().mean(dim=1)
+    total = known.scale.float()[:, None].square() * variance.mean(dim=1) + apart
+    noise = Kernels(plan, theta).noise.view(shape[:2]).mean(dim=1).sqrt()
+    first = None if embedding is None else embedding.view(*shape, plan.embedding)[:, 0]
+    return Predicted(middle, total.sqrt(), noise, first)
 
 
 def pick(learned: Learned, rows: Tensor) -> Learned:

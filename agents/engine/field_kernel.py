@@ -32,6 +32,7 @@ class KernelPlan:
     members: int = 3
     learning_rate: float = 0.03
     robust: bool = True
+    grid: tuple[int, int] | None = None  # (H, W) where the places are those of all cells of a grid, row by row
 
     @property
     def sizes(self) -> list[int]:
@@ -99,6 +100,7 @@ class Kernels:
 
     def __init__(self, plan: KernelPlan, theta: Tensor) -> None:
         first, bias, second, skip, scalars, basis = theta.split(plan.sizes, dim=1)
+        self._grid = plan.grid
         m, p, h = len(theta), plan.patch_features, plan.hidden
         if p:
             self._first, self._second = first.view(m, p, h), second.view(m, h, plan.embedding)
@@ -138,9 +140,24 @@ class Kernels:
         rounding = _ROUNDING * kernel.detach().diagonal(dim1=1, dim2=2).amax(dim=1, keepdim=True)
         return kernel + torch.diag_embed(torch.where(valid, self.noise + extra + rounding, 1.0))
 
-    def between(self, a: Seen, b: Seen) -> Tensor:
-        """Between cells (M, A) and (M, B): (M, A, B), no gradient."""
-        kernel = _matern(a.places, b.places)[0].mul_(self.place)
+    def over_places(self, a: Seen, every: Seen, index: Tensor) -> Tensor:
+        """The Matérn kernel alone, between the cells `index` (M, N), which are `a`, and all cells: (M, N, C).
+
+        Over a grid it hangs on the offset of two cells alone: it is computed once for each and looked up.
+        """
+        if self._grid is None:
+            return _matern(a.places, every.places)[0]
+        height, width = self._grid
+        y, x = torch.arange(1.0 - height, height), torch.arange(1.0 - width, width)
+        away = torch.hypot(y[:, None], x) * (self._per_length / max(height, width))
+        table = _decayed(away, away.neg().exp_())  # (M, 2 H − 1, 2 W − 1)
+        windows = table.unfold(1, height, 1).unfold(2, width, 1)  # at (H − 1 − y, W − 1 − x): that around (x, y)
+        whose = torch.arange(len(index))[:, None]
+        return windows[whose, height - 1 - index // width, width - 1 - index % width].flatten(2)
+
+    def between(self, a: Seen, b: Seen, over_places: Tensor) -> Tensor:
+        """Between cells (M, A) and (M, B): (M, A, B), from that over their places; no gradient."""
+        kernel = over_places * self.place
         if a.embedding is not None and b.embedding is not None:
             kernel.addcmul_(_half_squares(a.embedding, b.embedding).exp_(), self.patch)
         if a.basis is not None and b.basis is not None:
@@ -161,7 +178,12 @@ def _matern(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(1 + s + s²/3) exp(−s) of the distances s between (M, A, d) and (M, B, d); also s and exp(−s)."""
     away = _half_squares(a, b).mul_(-2.0).clamp_(min=1e-12).sqrt_()
     fall = away.neg().exp_()
-    return torch.addcmul(away + 1.0, away, away, value=1.0 / 3.0).mul_(fall), away, fall
+    return _decayed(away, fall), away, fall
+
+
+def _decayed(away: Tensor, fall: Tensor) -> Tensor:
+    """(1 + s + s²/3) exp(−s) of s and exp(−s)."""
+    return torch.addcmul(away + 1.0, away, away, value=1.0 / 3.0).mul_(fall)
 
 
 def _half_squares(a: Tensor, b: Tensor) -> Tensor:

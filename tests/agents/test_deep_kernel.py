@@ -89,6 +89,17 @@ def test_the_posterior_is_that_of_the_plain_formulas():
         np.testing.assert_allclose(found.deviation[row], np.sqrt(total), rtol=2e-3, atol=2e-4)
 
 
+def test_a_grid_is_looked_up_as_it_would_be_computed():
+    """The same posterior with and without being told that the places are a grid's, which is not square."""
+    plan = replace(PLAN, grid=(5, 8))
+    field, points, learned = problem(plan=plan)
+    y, x = torch.meshgrid(torch.arange(5.0), torch.arange(8.0), indexing="ij")
+    field = replace(field, places=(torch.stack((x, y), -1).reshape(1, 40, 2) / 8.0).expand(3, -1, -1))
+    told, computed = (predict(p, learned, field, points) for p in (plan, replace(plan, grid=None)))
+    np.testing.assert_allclose(told.mean, computed.mean, atol=1e-4)
+    np.testing.assert_allclose(told.deviation, computed.deviation, rtol=1e-3, atol=1e-4)
+
+
 def test_one_step_goes_down_the_gradient_of_likelihood_and_priors():
     """Adam's first step is the gradient's sign; the gradient by central differences of the whole objective."""
     plan = replace(PLAN, members=1)
