@@ -15,7 +15,6 @@ from pydantic import Field
 from torch import Tensor
 
 from agents.engine.acquisition import Belief
-from agents.engine.field_model import standardised
 from agents.engine.search_field import Scene
 from agents.engine.search_policy import SearchPolicy, SearchSettings
 from agents.policy import Face
@@ -41,50 +40,57 @@ class PlaceGP(SearchPolicy):
         super().__init__(face, settings)
         self._gp = _botorch()
         self._places = self.field.places().double()
-        self._fitted: dict[int, tuple[int, int, dict[str, Tensor]]] = {}  # row: measurements, scalarizer, parameters
+        self._fitted: dict[int, tuple[int, int, dict[str, Any]]] = {}  # row: measurements, scalarizer, parameters
 
     def predict(self, scene: Scene, rows: Tensor) -> Belief:
-        points, middle, spread = standardised(scene.measured, scene.value, torch.zeros_like(scene.measured).long())
         told = []
         for i, row in enumerate(rows.tolist()):  # one at a time; why is said at the top
-            places, value = self._places[points.index[i][points.valid[i]]], points.value[i][points.valid[i]]
-            told.append(self._posterior(places, value, row, int(scene.wanted[i])))
+            seen = scene.measured[i]
+            told.append(self._posterior(self._places[seen], scene.value[i, seen].double(), row, int(scene.wanted[i])))
         means, deviations, noises = zip(*told, strict=True)
-        mean, deviation, noise = torch.stack(means).float(), torch.stack(deviations).float(), torch.tensor(noises)
-        mean = middle[:, None] + spread[:, None] * mean
+        mean, measured = torch.stack(means).float(), scene.measured
         return Belief(
             mean=mean,
-            deviation=spread[:, None] * deviation,
-            noise=spread * noise,
-            best=torch.where(scene.measured, mean, -torch.inf).amax(dim=1),
-            lowest=torch.where(scene.measured, mean, torch.inf).amin(dim=1),
+            deviation=torch.stack(deviations).float(),
+            noise=torch.stack(noises).float(),
+            best=torch.where(measured, mean, -torch.inf).amax(dim=1),
+            lowest=torch.where(measured, mean, torch.inf).amin(dim=1),
         )
 
     def forget(self, rows: Tensor) -> None:
         for row in rows.tolist():
             self._fitted.pop(row, None)
 
-    def _posterior(self, places: Tensor, value: Tensor, row: int, wanted: int) -> tuple[Tensor, Tensor, float]:
-        """Mean and deviation (C,) without noise, and the noise, of one field."""
-        model = self._gp.SingleTaskGP(places, value[:, None], outcome_transform=None)
+    def _posterior(self, places: Tensor, value: Tensor, row: int, wanted: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and deviation (C,) without noise, and the noise (), of one field in the value's unit."""
+        unit = self._gp.Standardize(m=1)
+        model = self._gp.SingleTaskGP(places, value[:, None], outcome_transform=unit)
         count, before, state = self._fitted.get(row, (-1, -1, {}))
         if count < 0 or before != wanted or not count <= len(value) < count + self.settings.refit_every:
             with torch.random.fork_rng(devices=[]):  # a search that fails is tried again from random parameters
                 torch.manual_seed(0)
                 self._gp.fit_gpytorch_mll(self._gp.ExactMarginalLogLikelihood(model.likelihood, model))
-            self._fitted[row] = (len(value), wanted, {k: v.detach().clone() for k, v in model.state_dict().items()})
+            learned = {name: part.state_dict() for name, part in _learned_parts(model).items()}
+            self._fitted[row] = (len(value), wanted, learned)
         else:
-            model.load_state_dict(state)
+            for name, part in _learned_parts(model).items():
+                part.load_state_dict(state[name])
         model.eval()
         with torch.no_grad():
             parts = [model.posterior(some) for some in self._places.split(_CHUNK)]
             mean = torch.cat([part.mean[:, 0] for part in parts])
             deviation = torch.cat([part.variance[:, 0] for part in parts]).clamp(min=1e-12).sqrt()
-        return mean, deviation, float(model.likelihood.noise.sqrt())
+        noise = model.likelihood.noise.detach().sqrt()[0] * unit.stdvs.reshape(())
+        return mean, deviation, noise
+
+
+def _learned_parts(model: Any) -> dict[str, Any]:
+    """What hyperparameters belong to; the unit of the values is that of the values at hand."""
+    return {"kernel": model.covar_module, "mean": model.mean_module, "likelihood": model.likelihood}
 
 
 def _botorch() -> Any:
-    """The three names of BoTorch and GPyTorch that are used. Raises MissingExtraError without the extra."""
+    """The names of BoTorch and GPyTorch that are used. Raises MissingExtraError without the extra."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # their own use of torch
@@ -96,9 +102,10 @@ def _botorch() -> Any:
 def _imported() -> Any:
     from botorch.fit import fit_gpytorch_mll
     from botorch.models import SingleTaskGP
+    from botorch.models.transforms import Standardize
     from gpytorch.mlls import ExactMarginalLogLikelihood
 
-    names = (fit_gpytorch_mll, SingleTaskGP, ExactMarginalLogLikelihood)
+    names = (fit_gpytorch_mll, SingleTaskGP, Standardize, ExactMarginalLogLikelihood)
     return type("BoTorch", (), {name.__name__: staticmethod(name) for name in names})
 
 

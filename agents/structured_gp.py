@@ -49,7 +49,8 @@ class StructuredGP(SearchPolicy):
                 f"blur must be less than the image's shorter side of {side} pixels; given {settings.blur}."
             )
         rate = settings.training.learning_rate
-        plan = KernelPlan(basis=_TERMS, members=1, learning_rate=rate, robust=settings.robust)
+        grid = (self.field.height, self.field.width)
+        plan = KernelPlan(basis=_TERMS, members=1, learning_rate=rate, robust=settings.robust, grid=grid)
         self.model = FieldModel(plan, settings.training, self.streams, self._describe)
 
     def predict(self, scene: Scene, rows: Tensor) -> Belief:

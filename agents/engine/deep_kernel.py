@@ -1,87 +1,32 @@
 """An exact Gaussian process over the cells of a field with a learned kernel, for many fields side by side.
 
-The kernel is a sum: Matérn over what a small network makes of a cell's patch (deep kernel learning: A. G. Wilson et
-al., "Deep kernel learning", AISTATS 2016), Matérn over the place, a constant, and linear terms whose coefficients are
-integrated out (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, sections 2.7 and 4.3). Weights
-and hyperparameters are the maximum of the exact marginal likelihood times priors, found by Adam.
+Deep kernel learning (A. G. Wilson et al., AISTATS 2016): the weights of the network inside the kernel and the kernel's
+hyperparameters are the maximum of the exact marginal likelihood times priors, found by Adam.
 
 A field is fitted by a few members; each learns from all points but its own fold, so that the closed-form leave-one-out
-residuals of the fold (ibid., 5.4.2) are of points that its network has never seen. They calibrate the deviations and
-find the measurements that do not belong.
+residuals of the fold (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, section 5.4.2) are of
+points that its network has never seen. They calibrate the deviations and find the measurements that do not belong.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from agents.engine.field_kernel import Cells, KernelPlan, Kernels, Seen
 from agents.engine.leave_one_out import calibration, extra_noise, residuals
 
-_JITTER = 1e-6
-_CHUNK = 1024  # candidates that are predicted at once: what the processor's cache holds
+__all__ = ["Cells", "KernelPlan", "Learned", "Points", "Predicted", "condition", "fit", "pick", "predict", "start"]
+
+_T = TypeVar("_T")
 _BETAS, _EPSILON = (0.9, 0.99), 1e-8
-_WEIGHTS = 0.15  # scale of the prior variance of weights
-_SPREAD = 0.35  # mean square of a patch's features, as agents.engine.patch_features makes them
 _START = (1.0, 0.8, 1.2, 1.0, 0.15, 0.15)  # of the prior's deviation, for each part of the parameters
-_ROOT5 = math.sqrt(5.0)
-
-
-@dataclass(frozen=True)
-class KernelPlan:
-    """The form of the kernel and how it is learned."""
-
-    patch_features: int = 0  # numbers that describe a patch; 0: no network
-    hidden: int = 16
-    embedding: int = 2
-    basis: int = 0  # linear terms
-    members: int = 3
-    learning_rate: float = 0.03
-    robust: bool = True
-
-    @property
-    def sizes(self) -> list[int]:
-        """Lengths of the parts of a member's parameters, in the order of `_Parts`."""
-        p, h, d = self.patch_features, self.hidden, self.embedding
-        network = [p * h, h, h * d, p * d] if p else [0, 0, 0, 0]
-        return [*network, 4, self.basis]
-
-    @property
-    def parameters(self) -> int:
-        """Numbers that a member learns."""
-        return sum(self.sizes)
-
-    def prior_variance(self) -> Tensor:
-        """Of each parameter (P,): small weights, so that few points do not make a rich network; logarithms about 0."""
-        p = _SPREAD * max(1, self.patch_features)
-        weights = [_WEIGHTS / p, 0.5 * _WEIGHTS, _WEIGHTS / self.hidden, 0.5 * _WEIGHTS / p]
-        each = torch.tensor([*weights, 0.5, 0.5], dtype=torch.float64)
-        return each.repeat_interleave(torch.tensor(self.sizes))
-
-
-@dataclass(frozen=True)
-class Cells:
-    """What the kernel sees of n fields of C cells; `take` picks cells."""
-
-    places: Tensor  # (n, C, 2) in lengths of the longer side
-    patches: Tensor | None = None  # (n, C, P)
-    basis: Tensor | None = None  # (n, C, K)
-
-    def take(self, index: Tensor) -> Cells:
-        """The cells `index` (n, N)."""
-
-        def picked(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.gather(1, index[..., None].expand(*index.shape, x.shape[2]))
-
-        return Cells(picked(self.places), picked(self.patches), picked(self.basis))  # type: ignore[arg-type]
-
-    def each(self, change: object) -> Cells:
-        """Every part after `change`."""
-        parts = (self.places, self.patches, self.basis)
-        return Cells(*(None if x is None else change(x) for x in parts))  # type: ignore[operator,arg-type]
+_STEEPEST = 10.0  # longest gradient that is followed as it is
+_CHUNK = 512  # candidates that are predicted at once, and …
+_IN_CACHE = 120_000  # … numbers of a matrix: beyond, memory is slower than what batching saves
 
 
 @dataclass(frozen=True)
@@ -98,7 +43,7 @@ class Points:
 class Learned:
     """Parameters of n fields × E members and the state of Adam."""
 
-    theta: Tensor  # (n, E, P) float64
+    theta: Tensor  # (n, E, P)
     first: Tensor  # (n, E, P)
     second: Tensor  # (n, E, P)
     steps: Tensor  # (n,)
@@ -117,99 +62,8 @@ class Predicted:
 def start(plan: KernelPlan, normal: Tensor) -> Learned:
     """Fresh parameters, drawn from their priors by standard normal numbers (n, E, P)."""
     narrow = torch.tensor(_START).repeat_interleave(torch.tensor(plan.sizes))
-    theta = normal.double() * plan.prior_variance().sqrt() * narrow
+    theta = normal.float() * plan.prior_variance().sqrt() * narrow
     return Learned(theta, torch.zeros_like(theta), torch.zeros_like(theta), torch.zeros(len(theta)))
-
-
-class _Parts:
-    """The parameters of M members, (M, P), taken apart."""
-
-    def __init__(self, plan: KernelPlan, theta: Tensor) -> None:
-        first, bias, second, skip, scalars, basis = theta.split(plan.sizes, dim=1)
-        m, p, h = len(theta), plan.patch_features, plan.hidden
-        if p:
-            self.first, self.second = first.view(m, p, h), second.view(m, h, plan.embedding)
-            self.bias, self.skip = bias[:, None], skip.view(m, p, plan.embedding)
-        # Priors of the logarithms: amplitudes about 1 and 0.7, lengths about 0.3 of the field, noise about 0.1.
-        self.patch_log, place_log, length_log, noise_log = scalars.unbind(1)
-        self.patch = (2.0 * self.patch_log).exp()[:, None, None]
-        self.place = (2.0 * (place_log - 0.4)).exp()[:, None, None]
-        self.length = (length_log - 1.2).exp()[:, None, None]
-        self.noise = (2.0 * (noise_log - 2.3)).exp()[:, None] + 1e-4
-        self.basis = (basis - 0.7).exp()[:, None]
-
-    def embed(self, patches: Tensor) -> Tensor:
-        """(M, C, d)."""
-        hidden = torch.tanh(torch.baddbmm(self.bias, patches, self.first))
-        return hidden @ self.second + patches @ self.skip
-
-    def to(self, kind: torch.dtype) -> _Parts:
-        """A copy in another precision."""
-        copy = object.__new__(_Parts)
-        copy.__dict__ = {name: value.to(kind) for name, value in self.__dict__.items()}
-        return copy
-
-    def kernel(self, a: _Inputs, b: _Inputs) -> Tensor:
-        """(M, A, B)."""
-        found = self.place * _matern(a.places, b.places, self.length)
-        if a.embedding is not None and b.embedding is not None:
-            found = found + self.patch * _matern(a.embedding, b.embedding)
-        if a.basis is not None and b.basis is not None:
-            found = found + (a.basis * self.basis) @ (b.basis * self.basis).mT
-        return found + 1.0  # the unknown constant
-
-    def prior_variance(self, a: _Inputs) -> Tensor:
-        """The kernel's diagonal, (M, A)."""
-        found = self.place[:, 0] + 1.0
-        if a.embedding is not None:
-            found = found + self.patch[:, 0]
-        if a.basis is not None:
-            found = found + (a.basis * self.basis).square().sum(dim=2)
-        return found.expand(a.places.shape[:2])
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """What the kernel compares."""
-
-    places: Tensor  # (M, C, 2)
-    embedding: Tensor | None  # (M, C, d)
-    basis: Tensor | None  # (M, C, K)
-
-
-def _inputs(parts: _Parts, cells: Cells) -> _Inputs:
-    embedding = None if cells.patches is None else parts.embed(cells.patches)
-    return _Inputs(cells.places, embedding, cells.basis)
-
-
-def _matern(a: Tensor, b: Tensor, length: Tensor | float = 1.0) -> Tensor:
-    """Matérn 5/2 between (M, A, d) and (M, B, d)."""
-    a, b = a * (_ROOT5 / length), b * (_ROOT5 / length)
-    ends = a.square().sum(2)[:, :, None] + b.square().sum(2)[:, None]
-    away = torch.baddbmm(ends, a, b.mT, alpha=-2.0).clamp(min=1e-9).sqrt()
-    return _Decay.apply(away)
-
-
-class _Decay(torch.autograd.Function):
-    """(1 + s + s²/3) exp(−s) in few passes over memory, with its derivative −s (1 + s) exp(−s) / 3."""
-
-    @staticmethod
-    def forward(context: Any, away: Tensor) -> Tensor:
-        fall = away.neg().exp_()
-        context.save_for_backward(away, fall)
-        return (away * (1.0 / 3.0)).add_(1.0).mul_(away).add_(1.0).mul_(fall)
-
-    @staticmethod
-    def backward(context: Any, *given: Tensor) -> Tensor:
-        away, fall = context.saved_tensors
-        return (away + 1.0).mul_(away).mul_(fall).mul_(given[0]).mul_(-1.0 / 3.0)
-
-
-def _covariance(parts: _Parts, inputs: _Inputs, valid: Tensor, extra: Tensor) -> Tensor:
-    """Of the measurements, (M, N, N); padding is unrelated to everything and has variance 1."""
-    known = valid.to(extra.dtype)
-    diagonal = (parts.noise + (extra + _JITTER)) * known + (1.0 - known)
-    return parts.kernel(inputs, inputs) * (known[:, :, None] * known[:, None]) + torch.diag_embed(diagonal)
 
 
 def fit(plan: KernelPlan, learned: Learned, cells: Cells, points: Points, steps: int) -> Learned:
@@ -219,7 +73,9 @@ def fit(plan: KernelPlan, learned: Learned, cells: Cells, points: Points, steps:
     """
     begins = not bool((learned.steps > 0).any())
     for part in (steps // 2, steps - steps // 2) if begins and plan.robust else (steps,):
-        extra = condition(plan, learned, cells, points).extra if plan.robust else torch.zeros_like(points.value)
+        extra = (
+            condition(plan, learned, cells, points, rounds=1).extra if plan.robust else torch.zeros_like(points.value)
+        )
         learned = _descend(plan, learned, cells, _without_fold(plan, points, extra), part)
     return learned
 
@@ -255,38 +111,62 @@ def _without_fold(plan: KernelPlan, points: Points, extra: Tensor) -> _Lesson:
     )
 
 
+@dataclass(frozen=True)
+class _Descent:
+    """Where M members are on their way down."""
+
+    theta: Tensor  # (M, P)
+    first: Tensor  # (M, P)
+    second: Tensor  # (M, P)
+    taken: Tensor  # (M, 1)
+
+
 def _descend(plan: KernelPlan, learned: Learned, cells: Cells, lesson: _Lesson, steps: int) -> Learned:
     """Adam on the negative logarithm of marginal likelihood and priors; every member by itself."""
-    inputs = _doubled(cells, plan.members, lesson.index)
-    theta, first, second = (x.flatten(0, 1) for x in (learned.theta, learned.first, learned.second))
-    taken = learned.steps.repeat_interleave(plan.members)[:, None].double()
-    value, variance = lesson.value[..., None], plan.prior_variance()
-    for _ in range(steps):
-        theta = theta.detach().requires_grad_(True)
-        parts = _Parts(plan, theta)
-        covariance = _covariance(parts, _inputs(parts, inputs), lesson.valid, lesson.extra)
-        with torch.no_grad():  # the gradient in closed form is several times cheaper than through the factorisation
-            inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
-            weight = inverse @ value
-            slope = torch.baddbmm(inverse, weight, weight.mT, beta=0.5, alpha=-0.5)
-        (gradient,) = torch.autograd.grad(covariance, theta, slope)
-        with torch.no_grad():
-            gradient = gradient + theta / variance
-            gradient = gradient * (10.0 / gradient.norm(dim=1, keepdim=True).clamp(min=10.0))
-            taken = taken + 1.0
-            first = torch.lerp(gradient, first, _BETAS[0])
-            second = torch.lerp(gradient.square(), second, _BETAS[1])
-            step = (first / (1.0 - _BETAS[0] ** taken)) / ((second / (1.0 - _BETAS[1] ** taken)).sqrt() + _EPSILON)
-            theta = theta - plan.learning_rate * step
+    inputs = _of_members(cells, plan.members, lesson.index)
+    taken = learned.steps.repeat_interleave(plan.members)[:, None]
+    here = _Descent(learned.theta.flatten(0, 1), learned.first.flatten(0, 1), learned.second.flatten(0, 1), taken)
+    size = max(1, _IN_CACHE // max(1, lesson.index.shape[1] ** 2))
+    parts = []
+    for begin in range(0, len(taken), size):
+        some = slice(begin, begin + size)
+        own_inputs, own_lesson, own = inputs.of(some), _cut(lesson, some), _cut(here, some)
+        for _ in range(steps):
+            own = _step(plan, own, _gradient(plan, own.theta, own_inputs, own_lesson))
+        parts.append(own)
     shape = learned.theta.shape
-    done = [x.detach().view(shape) for x in (theta, first, second)]
-    return Learned(done[0], done[1], done[2], learned.steps + steps)
+    theta, first, second = (torch.cat([getattr(p, k) for p in parts]).view(shape) for k in ("theta", "first", "second"))
+    return Learned(theta, first, second, learned.steps + steps)
 
 
-def _doubled(cells: Cells, members: int, index: Tensor) -> Cells:
-    """The cells `index` (M, N) of every member in double precision."""
-    per_member = index.view(-1, members * index.shape[1])
-    return cells.take(per_member).each(lambda x: x.reshape(len(index), index.shape[1], x.shape[2]).double())
+def _gradient(plan: KernelPlan, theta: Tensor, inputs: Cells, lesson: _Lesson) -> Tensor:
+    """(M, P), of the objective of each member."""
+    theta = theta.detach().requires_grad_(True)
+    kernels = Kernels(plan, theta)
+    covariance = kernels.covariance(kernels.see(inputs), lesson.valid, lesson.extra)
+    with torch.no_grad():  # the gradient in closed form is several times cheaper than through the factorisation
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
+        weight = inverse @ lesson.value[..., None]
+        slope = torch.baddbmm(inverse, weight, weight.mT, beta=0.5, alpha=-0.5)
+    (gradient,) = torch.autograd.grad(covariance, theta, slope)
+    return gradient + theta.detach() / plan.prior_variance()
+
+
+@torch.no_grad()
+def _step(plan: KernelPlan, here: _Descent, gradient: Tensor) -> _Descent:
+    """One step of Adam (Kingma and Ba, ICLR 2015); a gradient that is very steep is made shorter."""
+    gradient = gradient * (_STEEPEST / gradient.norm(dim=1, keepdim=True).clamp(min=_STEEPEST))
+    taken = here.taken + 1.0
+    first = torch.lerp(gradient, here.first, _BETAS[0])
+    second = torch.lerp(gradient.square(), here.second, _BETAS[1])
+    step = (first / (1.0 - _BETAS[0] ** taken)) / ((second / (1.0 - _BETAS[1] ** taken)).sqrt() + _EPSILON)
+    return _Descent(here.theta - plan.learning_rate * step, first, second, taken)
+
+
+def _of_members(cells: Cells, members: int, index: Tensor) -> Cells:
+    """The cells `index` (M, N) of every member."""
+    per_field = index.view(-1, members * index.shape[1])
+    return cells.take(per_field).each(lambda x: x.reshape(len(index), index.shape[1], x.shape[2]))
 
 
 @dataclass(frozen=True)
@@ -295,58 +175,75 @@ class Conditioned:
 
     lower: Tensor  # (M, N, N) Cholesky factor
     weight: Tensor  # (M, N, 1) inverse covariance times values
+    seen: Seen  # (M, N)
+    valid: Tensor  # (M, N)
     extra: Tensor  # (n, N) noise variance beyond the common one
     scale: Tensor  # (n,) factor that calibrates deviations
-    parts: _Parts
-    inputs: _Inputs
-    valid: Tensor  # (M, N)
 
 
 @torch.no_grad()
 def condition(plan: KernelPlan, learned: Learned, cells: Cells, points: Points, rounds: int = 2) -> Conditioned:
-    """The members with all points; `rounds` times the noise of what does not belong is found anew."""
-    parts = _Parts(plan, learned.theta.flatten(0, 1))
+    """The members with all points; up to `rounds` times the noise of what does not belong is found anew."""
+    kernels = Kernels(plan, learned.theta.flatten(0, 1))
     index, valid, value = (x.repeat_interleave(plan.members, dim=0) for x in (points.index, points.valid, points.value))
-    inputs = _inputs(parts, _doubled(cells, plan.members, index))
-    bare = _covariance(parts, inputs, valid, torch.zeros_like(value))
+    seen = kernels.see(_of_members(cells, plan.members, index))
+    bare = kernels.covariance(seen, valid, torch.zeros_like(value))
     extra = torch.zeros_like(points.value)
     for turn in range(rounds + 1 if plan.robust else 1):
-        spread = torch.where(valid, extra.repeat_interleave(plan.members, dim=0), 0.0)
+        spread = extra.repeat_interleave(plan.members, dim=0)
         lower = torch.linalg.cholesky(bare + torch.diag_embed(spread))
         inverse = torch.cholesky_inverse(lower)
         weight = inverse @ value[..., None]
         residual, variance = residuals(inverse, weight[..., 0], points.fold, plan.members)
-        if plan.robust and turn < rounds:
-            extra = extra_noise(residual, variance - extra, points.valid)
+        if turn == rounds or not plan.robust:
+            break
+        own = (variance - extra).clamp(min=1e-6)
+        before, extra = extra, extra_noise(residual, own, points.valid)
+        if not (extra.any() or before.any()):
+            break
     scale = calibration(residual / variance.sqrt(), points.valid)
-    return Conditioned(lower, weight, extra, scale, parts, inputs, valid)
+    return Conditioned(lower, weight, seen, valid, extra, scale)
 
 
 @torch.no_grad()
 def predict(plan: KernelPlan, learned: Learned, cells: Cells, points: Points) -> Predicted:
     """The members' common posterior over all cells: mean of means, calibrated variance plus their disagreement."""
     known = condition(plan, learned, cells, points)
-    eye = torch.eye(known.lower.shape[1], dtype=torch.float64).expand_as(known.lower)
-    half = torch.linalg.solve_triangular(known.lower, eye, upper=False).float()
-    weight, parts = known.weight.float(), known.parts.to(torch.float32)
-    seen = _Inputs(*(None if x is None else x.float() for x in vars(known.inputs).values()))  # type: ignore[arg-type]
-    every = cells.each(lambda x: x.repeat_interleave(plan.members, dim=0))
-    asked = _inputs(parts, every)
-    means, variances = [], []
-    for begin in range(0, asked.places.shape[1], _CHUNK):
-        some = _Inputs(*(None if x is None else x[:, begin : begin + _CHUNK] for x in vars(asked).values()))  # type: ignore[arg-type]
-        cross = parts.kernel(seen, some) * known.valid[..., None]
-        means.append((weight.mT @ cross)[:, 0])
-        variances.append((parts.prior_variance(some) - (half @ cross).square_().sum(dim=1)).clamp(min=1e-8))
-    shape = (len(points.index), plan.members, -1)
-    mean, variance = torch.cat(means, dim=1).view(shape), torch.cat(variances, dim=1).view(shape)
-    scale = known.scale.float()[:, None]
-    total = scale.square() * variance.mean(dim=1) + mean.var(dim=1, correction=0)
-    noise = known.parts.noise.view(len(scale), -1).mean(dim=1).sqrt()
-    embedding = None if asked.embedding is None else asked.embedding.view(*shape[:2], *asked.embedding.shape[1:])[:, 0]
-    return Predicted(mean.mean(dim=1), total.sqrt(), noise.float(), embedding)
+    eye = torch.eye(known.lower.shape[1], dtype=known.lower.dtype).expand_as(known.lower)
+    half = torch.linalg.solve_triangular(known.lower, eye, upper=False).float() * known.valid[:, None]
+    weight = known.weight.float() * known.valid[..., None]
+    theta, places = learned.theta.flatten(0, 1), points.index.repeat_interleave(plan.members, dim=0)
+    shape = (len(points.index), plan.members, cells.places.shape[1])
+    mean, variance = torch.empty(shape).flatten(0, 1), torch.empty(shape).flatten(0, 1)
+    embedding = torch.empty(*mean.shape, plan.embedding) if plan.patch_features else None
+    size = max(1, _IN_CACHE // (max(1, half.shape[1]) * min(_CHUNK, shape[2])))
+    for begin in range(0, len(mean), size):
+        some = slice(begin, begin + size)
+        kernels, near = Kernels(plan, theta[some]), _cut(known.seen, some)
+        far = kernels.see(cells.of(torch.arange(len(mean))[some] // plan.members))
+        over_places = kernels.over_places(near, far, places[some])
+        if embedding is not None:
+            embedding[some] = far.embedding
+        for c in range(0, shape[2], _CHUNK):
+            these = far.some(c, c + _CHUNK)
+            cross = kernels.between(near, these, over_places[..., c : c + _CHUNK])
+            mean[some, c : c + _CHUNK] = (weight[some].mT @ cross)[:, 0]
+            explained = (half[some] @ cross).square_().sum(dim=1)
+            variance[some, c : c + _CHUNK] = (kernels.variance(these) - explained).clamp(min=1e-8)
+    mean, variance = mean.view(shape), variance.view(shape)
+    middle = mean.mean(dim=1)
+    apart = (mean - middle[:, None]).square_().mean(dim=1)
+    total = known.scale.float()[:, None].square() * variance.mean(dim=1) + apart
+    noise = Kernels(plan, theta).noise.view(shape[:2]).mean(dim=1).sqrt()
+    first = None if embedding is None else embedding.view(*shape, plan.embedding)[:, 0]
+    return Predicted(middle, total.sqrt(), noise, first)
 
 
 def pick(learned: Learned, rows: Tensor) -> Learned:
     """The fields `rows` (n,)."""
-    return replace(learned, **{name: value[rows] for name, value in vars(learned).items()})
+    return _cut(learned, rows)
+
+
+def _cut(whole: _T, rows: slice | Tensor) -> _T:
+    """Some rows of a dataclass of tensors."""
+    return replace(whole, **{k: None if v is None else v[rows] for k, v in vars(whole).items()})  # type: ignore[type-var]

@@ -14,10 +14,11 @@ from pydantic import Field
 from torch import Tensor
 
 from agents.engine.acquisition import Belief
-from agents.engine.deep_kernel import Cells, KernelPlan, Points, fit, pick, predict, start
+from agents.engine.deep_kernel import Cells, KernelPlan, Learned, Points, fit, pick, predict, start
 from stem_gym.core.config import Config
 from stem_gym.core.streams import Streams
 
+_MANY = 100  # measurements beyond which each takes fewer steps
 _OUTLYING = 0.1  # part of the plain deviation below which the spread of the middle half is not believed
 _NORMAL_QUARTILES = 1.349
 
@@ -28,7 +29,7 @@ class Training(Config):
     fresh_steps: int = Field(100, ge=1)
     """steps of Adam of a fit from fresh parameters"""
     warm_steps: int = Field(20, ge=0)
-    """steps after each further measurement"""
+    """steps after each further measurement; beyond 100 measurements fewer, as one more then tells less"""
     fresh_every: int = Field(10, ge=1)
     """measurements from one fresh fit to the next"""
     learning_rate: float = Field(0.03, gt=0)
@@ -79,28 +80,29 @@ class FieldModel:
         )
 
     def _learn(self, cells: Cells, points: Points, count: Tensor, wanted: Tensor, rows: Tensor) -> None:
-        """Fresh fits and warm ones, each for all rows that are due."""
+        """Fresh fits and warm ones, each for all rows that take as many steps."""
         begun, last = self._fresh_at[rows], self._count[rows]
         fresh = (begun < 0) | (count >= begun + self.training.fresh_every) | (count < last)
         fresh = fresh | (wanted != self._wanted[rows])
-        warm = ~fresh & (count > last)
-        for due, steps in ((fresh, self.training.fresh_steps), (warm, self.training.warm_steps)):
-            where = due.nonzero()[:, 0]
-            if not len(where) or not steps:
+        anew = rows[fresh]
+        if len(anew):
+            self._keep(anew, start(self.plan, self._streams.normal(anew, (self.plan.members, self.plan.parameters))))
+        goes_on = (self.training.warm_steps * (_MANY / count.clamp(min=_MANY))).ceil().long() * (count > last)
+        steps = torch.where(fresh, self.training.fresh_steps, goes_on)
+        for kind in (2 * steps + fresh).unique().tolist():  # not a row each: rows that do the same are fitted together
+            where = (2 * steps + fresh == kind).nonzero()[:, 0]
+            if kind < 2:
                 continue
-            whose = rows[where]
-            if due is fresh:
-                normal = self._streams.normal(whose, (self.plan.members, self.plan.parameters))
-                learned = start(self.plan, normal)
-            else:
-                learned = pick(self._learned, whose)
             width = int(count[where].max())
             known = Points(*(part[where, :width] for part in vars(points).values()))
-            learned = fit(self.plan, learned, cells.each(lambda x, where=where: x[where]), known, steps)
-            for name, kept in vars(self._learned).items():
-                kept[whose] = getattr(learned, name)
+            self._keep(rows[where], fit(self.plan, pick(self._learned, rows[where]), cells.of(where), known, kind // 2))
         self._fresh_at[rows] = torch.where(fresh, count, begun)
         self._count[rows], self._wanted[rows] = count, wanted
+
+    def _keep(self, rows: Tensor, learned: Learned) -> None:
+        """Put what the rows (n,) have learned where it is kept."""
+        for name, kept in vars(self._learned).items():
+            kept[rows] = getattr(learned, name)
 
     def _cells_of(self, image: Tensor, cells: int, rows: Tensor) -> Cells:
         """What the kernel sees, made anew where an image is another one than before."""
@@ -115,7 +117,7 @@ class FieldModel:
             for name, part in vars(self._cells).items():
                 if part is not None:
                     part[whose] = getattr(made, name)
-        return self._cells.each(lambda x: x[rows])
+        return self._cells.of(rows)
 
     def _folds(self, cells: int, rows: Tensor) -> Tensor:
         """Which member does not learn from a cell: the same for an episode, drawn with a row's first belief."""

@@ -31,7 +31,7 @@ def residuals(inverse: Tensor, weight: Tensor, fold: Tensor, members: int) -> tu
 def extra_noise(residual: Tensor, variance: Tensor, valid: Tensor) -> Tensor:
     """Noise variance (n, N) to add to measurements that are too many deviations off; the more, the less they count.
 
-    Beyond a few deviations, the noise grows with the fourth power: what is a little off keeps its say, a spike none.
+    Beyond a few deviations the noise grows with the fourth power: a little off keeps its say, a spike has none.
     Where the model errs more than it thinks everywhere, the median error is the measure, so that few are thought wrong.
     """
     z = torch.where(valid, residual / variance.sqrt(), torch.nan)

@@ -50,5 +50,6 @@ def patch_model(field: SearchField, settings: PatchSettings, streams: Streams) -
         members=settings.members,
         learning_rate=settings.training.learning_rate,
         robust=settings.robust,
+        grid=(field.height, field.width),
     )
     return FieldModel(plan, settings.training, streams, describe)

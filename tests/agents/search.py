@@ -93,7 +93,7 @@ class Fields:
         else:
             cells = action[:, 0] if action.ndim == 2 else action
         self.measured[np.arange(self.rows), cells] = True
-        self.last = np.asarray(cells, dtype=np.int64)
+        self.last = np.array(cells, dtype=np.int64)
         return self.last
 
     def best_share(self) -> np.ndarray:

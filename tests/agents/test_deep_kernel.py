@@ -1,4 +1,4 @@
-"""The kernel model against plain formulas: posterior, gradient, leave-one-out; padding, neighbours, spikes, cover."""
+"""The kernel model against plain formulas; rows and their neighbours, spikes, coverage; what is seen in patches."""
 
 from __future__ import annotations
 
@@ -43,20 +43,24 @@ def one(rows, part):
 
 def plain_kernel(plan, theta, a, b):
     """The kernel written out with NumPy, cell by cell."""
-    first, bias, second, skip, scalars, basis = (x.numpy() for x in theta.split(plan.sizes))
+    first, bias, second, skip, scalars, basis = (x.numpy() for x in theta.double().split(plan.sizes))
     p, h, d = plan.patch_features, plan.hidden, plan.embedding
 
     def matern(x, y):
         s = np.sqrt(5.0) * np.linalg.norm(x[:, None] - y[None], axis=-1)
         return (1 + s + s * s / 3) * np.exp(-s)
 
+    def gaussian(x, y):
+        return np.exp(-0.5 * ((x[:, None] - y[None]) ** 2).sum(-1))
+
     def embed(x):
         return np.tanh(x @ first.reshape(p, h) + bias) @ second.reshape(h, d) + x @ skip.reshape(p, d)
 
     found = np.exp(2 * (scalars[1] - 0.4)) * matern(a[0] / np.exp(scalars[2] - 1.2), b[0] / np.exp(scalars[2] - 1.2))
-    found += np.exp(2 * scalars[0]) * matern(embed(a[1]), embed(b[1]))
+    found += np.exp(2 * scalars[0]) * gaussian(embed(a[1]), embed(b[1]))
     found += (a[2] * np.exp(2 * (basis - 0.7))) @ b[2].T + 1.0
-    return found, np.exp(2 * (scalars[3] - 2.3)) + 1e-4 + 1e-6
+    own = found.diagonal().max() if len(a[0]) == len(b[0]) else 0.0
+    return found, np.exp(2 * (scalars[3] - 2.3)) + 1e-4 + 1e-6 * own
 
 
 def test_the_posterior_is_that_of_the_plain_formulas():
@@ -85,6 +89,17 @@ def test_the_posterior_is_that_of_the_plain_formulas():
         np.testing.assert_allclose(found.deviation[row], np.sqrt(total), rtol=2e-3, atol=2e-4)
 
 
+def test_a_grid_is_looked_up_as_it_would_be_computed():
+    """The same posterior with and without being told that the places are a grid's, which is not square."""
+    plan = replace(PLAN, grid=(5, 8))
+    field, points, learned = problem(plan=plan)
+    y, x = torch.meshgrid(torch.arange(5.0), torch.arange(8.0), indexing="ij")
+    field = replace(field, places=(torch.stack((x, y), -1).reshape(1, 40, 2) / 8.0).expand(3, -1, -1))
+    told, computed = (predict(p, learned, field, points) for p in (plan, replace(plan, grid=None)))
+    np.testing.assert_allclose(told.mean, computed.mean, atol=1e-4)
+    np.testing.assert_allclose(told.deviation, computed.deviation, rtol=1e-3, atol=1e-4)
+
+
 def test_one_step_goes_down_the_gradient_of_likelihood_and_priors():
     """Adam's first step is the gradient's sign; the gradient by central differences of the whole objective."""
     plan = replace(PLAN, members=1)
@@ -98,7 +113,7 @@ def test_one_step_goes_down_the_gradient_of_likelihood_and_priors():
         likelihood = -0.5 * y @ np.linalg.solve(k, y) - 0.5 * np.linalg.slogdet(k)[1]
         return -likelihood + 0.5 * float((theta.square() / plan.prior_variance()).sum())
 
-    theta = learned.theta[0, 0]
+    theta = learned.theta[0, 0].double()
     slope = []
     for i in range(len(theta)):
         aside = torch.zeros_like(theta)
@@ -106,8 +121,8 @@ def test_one_step_goes_down_the_gradient_of_likelihood_and_priors():
         slope.append((objective(theta + aside) - objective(theta - aside)) / 2e-5)
     after = fit(plan, learned, field, points, 1)
     slope = np.array(slope) * min(1.0, 10.0 / np.linalg.norm(slope))
-    np.testing.assert_allclose(after.first[0, 0] / (1 - deep_kernel._BETAS[0]), slope, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(after.theta[0, 0] - theta, -plan.learning_rate * np.sign(slope), rtol=1e-3)
+    np.testing.assert_allclose(after.first[0, 0] / (1 - deep_kernel._BETAS[0]), slope, rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(after.theta[0, 0] - theta, -plan.learning_rate * np.sign(slope), rtol=1e-3, atol=1e-6)
 
 
 def test_leaving_one_out_in_closed_form_is_leaving_it_out():
