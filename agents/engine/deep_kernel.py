@@ -222,7 +222,7 @@ def predict(plan: KernelPlan, learned: Learned, cells: Cells, points: Points) ->
         kernels, near = Kernels(plan, theta[some]), _cut(known.seen, some)
         far = kernels.see(cells.of(torch.arange(len(mean))[some] // plan.members))
         over_places = kernels.over_places(near, far, places[some])
-        if embedding is not None:
+        if embedding is not None and far.embedding is not None:
             embedding[some] = far.embedding
         for c in range(0, shape[2], _CHUNK):
             these = far.some(c, c + _CHUNK)

@@ -120,6 +120,8 @@ def test_a_face_that_lacks_something_is_refused():
         agents.make("dkl", Face(whole.id, 1, whole.observation_space, spaces.Discrete(9), whole.task))
     with pytest.raises(PolicyError, match=r"13 × 13 .* 20 × 12"):
         agents.make("dkl", search_face(grid=(12, 20)), patch=13)
+    with pytest.raises(PolicyError, match="blur must be less than the image's shorter side of 12 pixels; given 13"):
+        agents.make("structured_gp", search_face(grid=(12, 20)), blur=13)
     with pytest.raises(PolicyError, match=r"\(rows, 32, 32\)"):
         agents.make("dkl", whole).act(blobs(1, grid=(8, 8)).observe())
 
