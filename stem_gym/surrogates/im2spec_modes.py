@@ -82,7 +82,8 @@ def find_modes(spectra: Tensor, weight: Tensor, count: int) -> Modes:
         centre, scale = _centre_and_scale(spectra, weight)
         white = torch.where(share[..., None] > 0, (spectra - centre[:, None]) * scale[:, None], 0.0)
         rooted = share.sqrt()[..., None] * white
-        value, vector = torch.linalg.eigh(rooted.mT @ rooted)  # ascending
+        # Few spectra leave many eigenvalues at zero, where single precision may not converge.
+        value, vector = (part.to(rooted) for part in torch.linalg.eigh((rooted.mT @ rooted).double()))  # ascending
         keep = min(count, value.shape[-1])
         vector = vector[..., -keep:].flip(-1)  # (B, S, keep)
         rest, noise = _left_out(white - (white @ vector) @ vector.mT, share, count)

@@ -261,3 +261,13 @@ def test_counting_noise_of_a_sum_is_that_of_its_counts() -> None:
     zero = torch.zeros(1, 3, 2)
     noise = SpectrumPosterior(modes, Coefficients(zero, zero)).noise_of(lambda spectra: spectra[..., 10:30].sum(-1))
     assert float(noise) == pytest.approx(2000.0**0.5, rel=0.2)
+
+
+@pytest.mark.parametrize("spectra", [2, 5, 40])
+def test_modes_of_nearly_empty_spectra_are_finite(spectra: int) -> None:
+    """A count here and there: most channels saw nothing, and most eigenvalues are zero."""
+    generator = torch.Generator().manual_seed(3)
+    counts = torch.poisson(torch.full((4, spectra, 128), 0.02), generator=generator)
+    modes = find_modes(counts, torch.ones(4, spectra), 8)
+    for part in (modes.centre, modes.white, modes.coefficients, modes.rest, modes.noise, modes.own_noise):
+        assert part.isfinite().all()
