@@ -17,6 +17,7 @@ __all__ = ["Modes", "find_modes", "without_spikes"]
 _MEDIAN_SHARE, _MEAN_SHARE = 0.1, 1e-3  # of the mean spectrum, added to it, so that empty channels weigh little
 _SPIKE_NOISE = 8.0  # standard deviations above the mean spectrum
 _SPIKE_NEIGHBOUR = 0.2  # of its height; the neighbours of a real line, two channels wide, have half of it
+_NOISELESS = 1e9  # times the noise: from there on all of a mode is the specimen's, and squares would overflow
 _EDGE_MARGIN = 1.1  # how far a mode must be beyond what noise makes; the noise is known to some percent
 _NORMAL_MAD = 1.4826  # standard deviation over median absolute deviation of normal noise
 
@@ -115,11 +116,12 @@ def _signal(strength: Tensor, noise: Tensor, gamma: Tensor) -> Tensor:
     variance ℓ appears as (ℓ + noise) (1 + γ noise / ℓ) where ℓ is more than √γ noise, and is not seen where it is less
     (Baik & Silverstein, J. Multivar. Anal. 97, 1382, 2006).
     """
-    ratio = strength / noise.clamp(min=1e-30)
+    ratio = (strength / noise.clamp(min=1e-30)).clamp(max=_NOISELESS)
     half = 0.5 * (ratio - 1.0 - gamma)
     signal = (half + (half.square() - gamma).clamp(min=0.0).sqrt()) * noise
     made_by_noise = ratio < _EDGE_MARGIN * (1.0 + gamma.sqrt()).square()
-    return torch.where(made_by_noise, 0.0, torch.minimum(signal, strength))
+    signal = torch.where(ratio < _NOISELESS, torch.minimum(signal, strength), strength)
+    return torch.where(made_by_noise, 0.0, signal)
 
 
 def _left_out(rest: Tensor, share: Tensor, count: int) -> tuple[Tensor, Tensor]:
