@@ -1,6 +1,7 @@
 """PPO: a small network that learned by itself (proximal policy optimisation, Schulman et al., arXiv 1707.06347).
 
-Trained with Stable-Baselines3 (extra "agents"); running a trained policy needs torch alone. `agents.make("ppo", env)`
+Trained with Stable-Baselines3 (extra "agents"), campaigns of experiments by a loop of our own; running a trained policy
+needs torch alone. `agents.make("ppo", env)`
 gives the policy that ships for the env's id.
 """
 
@@ -17,11 +18,13 @@ from pydantic import Field
 
 from agents.engine.roster import shipped
 from agents.engine.storage import check_arrays, check_contract, read_arrays, read_contract
+from agents.learning.history_network import HistoryNetwork, HistorySettings, reads_history
 from agents.learning.map_network import MapNetwork, MapSettings, reads_maps
 from agents.learning.network import NetworkSettings, PointingNetwork
 from agents.policy import Array, Face, Observation, Policy, as_array, face_of
 from stem_gym.core.config import Config, parse
 from stem_gym.core.errors import PolicyError
+from stem_gym.core.experiments import protocol_of
 
 FRESH, SHIPPED = "fresh", "shipped"
 _LOG_STD = -1.0  # of the exploration at the start, where nothing is pointed at
@@ -37,12 +40,14 @@ class Settings(Config):
     """the network, where the weights are fresh"""
     maps: MapSettings = MapSettings()
     """the network of a search over the cells of a field, where the weights are fresh"""
+    history: HistorySettings = HistorySettings()
+    """the network of a campaign of experiments between laws, where the weights are fresh"""
     seed: int = Field(0, ge=0)
     """first weights of an untrained network"""
 
 
 class Ppo(Policy):
-    """Acts on the mean of the learned Gaussian, or measures the most likely cell."""
+    """Acts on the mean of the learned Gaussian, or does what is most likely where there are choices."""
 
     name = "ppo"
     Settings = Settings
@@ -65,11 +70,11 @@ class Ppo(Policy):
     def act(self, observation: Observation) -> Array:
         tensors = {key: torch.as_tensor(as_array(value)) for key, value in observation.items()}
         with torch.inference_mode():
-            mean = self.network(tensors)[0].numpy()
+            action = self.network.decide(tensors).numpy()
         space: Any = self.face.action_space
-        if isinstance(self.network, MapNetwork):
-            return mean.argmax(1).astype(space.dtype)
-        return np.clip(mean, space.low, space.high).astype(space.dtype)
+        if isinstance(space, gymnasium.spaces.Box):
+            action = np.clip(action, space.low, space.high)
+        return np.asarray(action, dtype=space.dtype)
 
     def arrays(self) -> dict[str, Array]:
         return {name: value.detach().numpy() for name, value in self.network.state_dict().items()}
@@ -95,7 +100,7 @@ def train(
     folder with a checkpoint is resumed. Ctrl-C keeps what was done and raises KeyboardInterrupt. Raises
     MissingExtraError without Stable-Baselines3, RecordError where `out` can not be written, ConfigError for settings.
     """
-    from agents.learning.training import Run, Training, train_network
+    from agents.learning.run import Run, Training
 
     env = gymnasium.make_vec(id, num_envs=1, **(overrides or {}))
     face = face_of(env)
@@ -108,12 +113,21 @@ def train(
         policy.save(out, facts)
 
     run = Run(id, Path(out), parse(Training, training, "training settings"), save, overrides or {}, quiet)
+    if isinstance(policy.network, HistoryNetwork):
+        from agents.learning.history_training import train_history
+
+        train_history(run, policy.network, resume)
+        return policy
+    from agents.learning.training import train_network
+
     chosen_network = policy.settings.maps if isinstance(policy.network, MapNetwork) else policy.settings.network
     train_network(run, chosen_network, None if imitation is None else _warm_start(run, imitation), resume)
     return policy
 
 
-def _network(face: Face, settings: Settings) -> PointingNetwork | MapNetwork:
+def _network(face: Face, settings: Settings) -> PointingNetwork | MapNetwork | HistoryNetwork:
+    if reads_history(face.observation_space):
+        return HistoryNetwork(face.observation_space, protocol_of(face.task), settings.history)
     if reads_maps(face.observation_space, face.action_space):
         return MapNetwork(face.observation_space, face.action_space, settings.maps)
     return PointingNetwork(face.observation_space, face.action_space, settings.network)
@@ -122,6 +136,8 @@ def _network(face: Face, settings: Settings) -> PointingNetwork | MapNetwork:
 def network_for(face: Face) -> dict[str, Any]:
     """Settings of the network that suit an environment: one that points where there is a picture with its region."""
     observation, action = face.observation_space, face.action_space
+    if reads_history(observation):
+        return {}
     points = isinstance(observation, gymnasium.spaces.Dict) and {"image", "region"} <= observation.spaces.keys()
     if points or not isinstance(action, gymnasium.spaces.Box):
         return {}

@@ -75,6 +75,10 @@ class MapNetwork(nn.Module):
         planes = planes_of(observation)
         return self._logits(planes, observation["measured"]), self._value(planes)
 
+    def decide(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """The most likely cell (B,)."""
+        return self.forward(observation)[0].argmax(1)
+
     def value(self, observation: Mapping[str, Tensor]) -> Tensor:
         """The value alone."""
         return self._value(planes_of(observation))

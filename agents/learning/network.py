@@ -77,6 +77,10 @@ class PointingNetwork(nn.Module):
         features, keypoints = self._features(observation)
         return self._mean(features, keypoints), self.critic(features).squeeze(-1)
 
+    def decide(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """The mean of the action."""
+        return self.forward(observation)[0]
+
     def value(self, observation: Mapping[str, Tensor]) -> Tensor:
         """The value alone."""
         value: Tensor = self.critic(self._features(observation)[0]).squeeze(-1)

@@ -25,7 +25,7 @@ from agents.learning.curve import FILE as CURVE
 from agents.learning.imitation import Imitation
 from agents.learning.map_network import MapSettings
 from agents.learning.network import NetworkSettings
-from agents.learning.training import Training
+from agents.learning.run import Training
 from stem_gym.core.errors import StemGymError
 
 _WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
