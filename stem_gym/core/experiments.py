@@ -36,6 +36,8 @@ class Noise(Config):
     """part of the value"""
     growth_s: float | None = Field(None, gt=0)
     """time in which the deviation grows by e when nothing is tuned; null: it does not grow"""
+    untuned_s: tuple[float, float] = (0.0, 0.0)
+    """time since the last tuning when an episode begins, drawn evenly between two ends"""
 
 
 class Sites(Config):
@@ -93,6 +95,11 @@ class Experiment(Config):
             raise ConfigError(f"settle_s: {', '.join(stray)} is no axis of {laws.name} that is set.")
         if not self.noise.absolute > 0.0 and (laws.logarithmic or not self.noise.relative > 0.0):
             raise ConfigError("noise: absolute must be positive; without any noise one measurement would decide.")
+        first_s, last_s = self.noise.untuned_s
+        if not 0.0 <= first_s <= last_s or (last_s > 0.0 and self.noise.growth_s is None):
+            raise ConfigError(
+                f"noise: untuned_s must be two times that rise, and needs growth_s; given {first_s:g} and {last_s:g}."
+            )
         for name, action in self.enabling.items():
             useless = {
                 "tune": self.noise.growth_s is None and "noise.growth_s is null",
