@@ -1,0 +1,133 @@
+"""Laws by name: what a measurement should give, as a function of a law's parameters and of what was chosen.
+
+A law is a plain function of a mapping of axes to tensors and of its parameters by name, units in the names; all
+broadcast, and it is differentiable. The modules below list theirs under `LAWS`; other distributions add modules under
+the entry-point group `stem_gym.laws`, and programs single laws with `register`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+
+import torch
+from torch import Tensor
+
+from stem_gym.core.errors import ConfigError, unknown_name
+from stem_gym.core.hypotheses import Axis, LawSet, LawSpec, check_priors
+
+Law = Callable[..., Tensor]
+
+_FAMILIES = ("switching",)
+_SAMPLES = 2048  # of a prior, on which a law is tried
+_registered: dict[str, Law] = {}
+
+
+def register(name: str, law: Law) -> None:
+    """Make a law known under a name, for programs that bring their own. Raises ConfigError for one that is taken."""
+    if known_laws().get(name, law) is not law:
+        raise ConfigError(f"There is a law {name!r} already; choose another name.")
+    parameters_of(law)
+    _registered[name] = law
+
+
+def known_laws() -> dict[str, Law]:
+    """Name → law."""
+    return {**_shipped(), **_registered}
+
+
+@functools.cache
+def _shipped() -> dict[str, Law]:
+    modules = [f"stem_gym.simulator.{family}" for family in _FAMILIES]
+    modules += [point.value for point in entry_points(group="stem_gym.laws")]
+    return {name: law for module in modules for name, law in importlib.import_module(module).LAWS.items()}
+
+
+def law(name: str) -> Law:
+    """The law of a name. Raises UnknownNameError."""
+    if name not in known_laws():
+        raise unknown_name("law", name, known_laws())
+    return known_laws()[name]
+
+
+def parameters_of(law: Law) -> tuple[str, ...]:
+    """The names of a law's parameters: its keyword-only arguments. Raises ConfigError for a function without any."""
+    signature = inspect.signature(law).parameters.values()
+    names = tuple(one.name for one in signature if one.kind is inspect.Parameter.KEYWORD_ONLY)
+    if not names or len(signature) != len(names) + 1:
+        raise ConfigError(
+            f"A law takes the axes, and its parameters by name after a *; given {inspect.signature(law)}."
+        )
+    return names
+
+
+@dataclass(frozen=True)
+class BoundLaw:
+    """A law with its priors, as a function of standard normal numbers."""
+
+    name: str
+    law: Law
+    spec: LawSpec
+    parameters: tuple[str, ...]
+    axes: tuple[str, ...]
+
+    def values(self, z: Tensor) -> dict[str, Tensor]:
+        """The parameters, each (…), that belong to standard normal numbers z (…, P)."""
+        return {name: self.spec.priors[name].value(z[..., i]) for i, name in enumerate(self.parameters)}
+
+    def mean(self, z: Tensor, design: Tensor) -> Tensor:
+        """What should be measured, (…), for z (…, P) in experiments (…, D); both broadcast."""
+        return self.of(self.values(z), design)
+
+    def of(self, values: Mapping[str, Tensor], design: Tensor) -> Tensor:
+        """The same for parameters (…) by name."""
+        return self.law({name: design[..., i] for i, name in enumerate(self.axes)}, **values)
+
+
+def bind(name: str, spec: LawSpec, axes: Sequence[Axis]) -> BoundLaw:
+    """A law with its priors. Raises UnknownNameError, and ConfigError for priors of other parameters."""
+    function = law(spec.law)
+    parameters = parameters_of(function)
+    if wrong := sorted(spec.priors.keys() ^ set(parameters)):
+        raise ConfigError(
+            f"{name}: the law {spec.law!r} has the parameters {', '.join(parameters)}, each of which needs a prior; "
+            f"not so: {', '.join(wrong)}."
+        )
+    return BoundLaw(name, function, spec, parameters, tuple(axis.name for axis in axes))
+
+
+def bind_set(laws: LawSet) -> dict[str, BoundLaw]:
+    """Every law of a set by its name, tried out. Raises ConfigError as `check_law` does."""
+    bound = {name: bind(name, spec, laws.axes) for name, spec in laws.laws.items()}
+    for one in bound.values():
+        check_law(one, laws)
+    return bound
+
+
+def check_law(bound: BoundLaw, laws: LawSet) -> None:
+    """Try a law over its priors and the corners and grids of the axes.
+
+    Raises ConfigError where it gives NaN or infinity, or a negative value of what is no logarithm.
+    """
+    check_priors(bound.spec, bound.name)
+    design = torch.cartesian_prod(*(axis.grid() for axis in laws.axes)).reshape(-1, len(laws.axes)).double()
+    engine = torch.quasirandom.SobolEngine(len(bound.parameters), scramble=True, seed=0)
+    part = engine.draw(_SAMPLES, dtype=torch.float64).clamp(1e-6, 1.0 - 1e-6)
+    z = torch.special.ndtri(part)
+    mean = bound.mean(z.unsqueeze(1), design)
+    if mean.shape != (_SAMPLES, len(design)):
+        raise ConfigError(f"{bound.name}: a law must broadcast its arguments; it gave the shape {tuple(mean.shape)}.")
+    bad = ~torch.isfinite(mean) if laws.logarithmic else ~(torch.isfinite(mean) & (mean >= 0.0))
+    if bool(bad.any()):
+        sample, place = bad.nonzero()[0].tolist()
+        at = {name: round(float(value[sample]), 6) for name, value in bound.values(z).items()}
+        where = {axis.name: round(float(design[place, i]), 6) for i, axis in enumerate(laws.axes)}
+        right = "finite" if laws.logarithmic else "finite and not negative"
+        raise ConfigError(
+            f"{bound.name}: {laws.quantity} must be {right} over the whole prior; it is {float(mean[sample, place]):g} "
+            f"for {at} at {where}."
+        )
