@@ -93,6 +93,14 @@ class Task(ABC, Generic[State]):
     def opening(self, state: State, rows: Tensor) -> Sequence[Instruction]:
         """Instructions that begin an episode (the operator's first look), for the global row numbers `rows`."""
 
+    def decided(self, state: State, action: Tensor, rows: Tensor) -> State:
+        """The state after `rows` (n,) decided on actions (B, …), for what no instruction carries, such as a claim."""
+        return state
+
+    def closes(self, action: Tensor) -> Tensor:
+        """Which of some actions (B, …) end an episode by themselves, (B,) bool."""
+        return torch.zeros(len(action), dtype=torch.bool, device=action.device)
+
     @abstractmethod
     def plan(self, state: State, action: Tensor, rows: Tensor) -> Sequence[Instruction]:
         """The instructions of one step for `rows` (n,), given actions (B, …) inside the action space."""

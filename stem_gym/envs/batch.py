@@ -135,6 +135,7 @@ class BatchEnv:
                 'reset(options={"reset_mask": …}) on these rows of a batch.'
             )
         self._check_action(action, stepped)
+        self._state = self.task.decided(self._state, action, stepped)
         step = self._execute(self.task.plan(self._state, action, stepped), stepped, count=1)
         self.ended = self.ended | step.terminated
         return step
