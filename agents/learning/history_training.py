@@ -142,6 +142,7 @@ class _Learner:
     def _improve(self, rollout: Rollout, left: float) -> None:
         """Some passes over the rollout; rates fall linearly with what is `left` of the run."""
         training, samples = self._run.training, len(rollout.advantage)
+        reinforced = float(1.0 - left >= training.lessons)
         for group in self._optimizer.param_groups:
             group["lr"] = training.learning_rate * (0.1 + 0.9 * left)
         scale = rollout.advantage.std().clamp(min=1e-6)
@@ -159,7 +160,7 @@ class _Learner:
                 missed = (choice.value - rollout.wanted[index]).square().mean()
                 lesson = torch.nn.functional.cross_entropy(choice.answer, rollout.answer[index])
                 spread = training.entropy * left * entropy(choice).mean()
-                loss = _VALUE_WEIGHT * missed + _LESSON_WEIGHT * lesson - gain - spread
+                loss = _VALUE_WEIGHT * missed + _LESSON_WEIGHT * lesson - reinforced * (gain + spread)
                 self._optimizer.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(self._network.parameters(), _LARGEST_GRADIENT)

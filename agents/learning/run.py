@@ -45,6 +45,9 @@ class Training(Config):
     """an update ends when the policy has moved so far"""
     critic_updates: int = Field(12, ge=0)
     """after a warm start, first updates that teach the critic alone, lest a blind one spoil what was imitated"""
+    lessons: float = Field(0.15, ge=0, lt=1)
+    """share of a run of campaigns in which posterior and critic learn alone, from what an eager beginner does: who
+    believes nothing yet would learn to declare at once"""
     checkpoint_steps: int = Field(50_000, gt=0)
     """steps between checkpoints; the first comes after the first rollout"""
     checkpoint_seconds: float = Field(30.0, gt=0)

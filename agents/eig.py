@@ -1,0 +1,34 @@
+"""Expected information: the experiment whose measurement is expected to tell most about which law is true.
+
+Lindley, Ann. Math. Stat. 27, 986 (1956). By quadrature of the laws' predictions, or by a bound from their means and
+variances that takes a fraction of the time.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from agents.engine.campaign import CampaignPolicy, CampaignSettings, Outlook
+from stem_gym.surrogates.information import expected_information, information_bound
+
+
+class Settings(CampaignSettings):
+    """What can be chosen."""
+
+    bound: bool = False
+    """whether the bound is taken instead of the quadrature"""
+
+
+class ExpectedInformation(CampaignPolicy):
+    """Finds an experiment worth the nats that it is expected to tell, whatever it costs."""
+
+    name = "eig"
+    Settings = Settings
+
+    def merit(self, outlook: Outlook) -> Tensor:
+        told = information_bound if self.settings.bound else expected_information
+        return torch.stack([told(outlook.laws, forecast) for forecast in outlook.forecasts], dim=1)
+
+
+POLICY = ExpectedInformation

@@ -1,0 +1,304 @@
+"""The referee: how probable each law is after some measurements, by particles of every law in all rows at once.
+
+Particles live in the space of standard normal numbers from which priors make parameters, one more for the factor of
+each site. They are weighed by the likelihood of each new measurement, and where too few of a law still count, they are
+drawn again and moved by a few steps of Metropolis with the likelihood of the whole history (Chopin, Biometrika 89, 539,
+2002). The evidence of a law is the product of the mean weights. With a law "none of these" (`GaussianLaw`), the set is
+open.
+
+Prior particles are one scrambled Sobol sequence for all rows; resampling and moves draw from a stream of each row, so
+that a row depends on its seed alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from stem_gym.core.experiments import Experiment, History
+from stem_gym.core.streams import Streams, row_seeds
+from stem_gym.simulator.laws import bind_set
+from stem_gym.surrogates.gaussian_law import GaussianLaw
+from stem_gym.surrogates.information import Forecast
+
+_FEW = 0.3  # share of the particles below which their effective number calls for new ones
+_MOVES = (1.0, 0.5, 0.25)  # lengths of the Metropolis steps, in units of the best for a Gaussian
+_BEST_STEP = 2.38  # over the root of the dimension (Roberts, Gelman and Gilks, Ann. Appl. Probab. 7, 110, 1997)
+_HALF_LOG_TAU = 0.5 * math.log(2.0 * math.pi)
+
+
+@dataclass
+class _Cloud:
+    """Particles of all laws in some rows, and what the history says of each."""
+
+    z: Tensor  # (B, L, N, Q) parameters of the law, then factors of the sites
+    log_weight: Tensor  # (B, L, N)
+    log_likelihood: Tensor  # (B, L, N) of the whole history
+    misfit: Tensor  # (B, L, N) χ²
+    site_value: Tensor  # (B, L, N, K) largest so far, where sites remember; else (B, L, N, 0)
+
+
+class Referee:
+    """Beliefs of B rows about the laws of an experiment description. `none` adds the answer that it is none of them."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        rows: int,
+        particles: int = 16384,
+        seed: int = 0,
+        none: GaussianLaw | None = None,
+    ) -> None:
+        self.experiment, self.rows, self.particles, self.none = experiment, rows, particles, none
+        self._laws = list(bind_set(experiment.law_set).values())
+        sites = experiment.sites
+        self._sites = sites.count if sites else 1
+        self._factor = sites.factor if sites else 0.0
+        self._remembers = bool(sites and sites.remembers)
+        self._parameters = max(len(law.parameters) for law in self._laws)
+        self._width = self._parameters + (self._sites if self._factor > 0.0 else 0)
+        engine = torch.quasirandom.SobolEngine(self._width, scramble=True, seed=0)
+        part = engine.draw(particles, dtype=torch.float64).clamp(1e-7, 1.0 - 1e-7)
+        self._prior = torch.special.ndtri(part).float()  # (N, Q)
+        self._streams = Streams(row_seeds(seed, rows))
+        with torch.inference_mode():
+            self._cloud = self._fresh(rows)
+        self._log_evidence = torch.zeros(rows, len(self._laws))
+        self._history: History | None = None
+        self._used = torch.zeros(rows, dtype=torch.int64)
+
+    @torch.inference_mode()
+    def reset(self, rows: Tensor, seeds: Sequence[int] | None = None) -> None:
+        """Back to the prior on `rows` (n,); with `seeds`, their draws depend on these alone."""
+        if seeds is not None:
+            self._streams.seed(rows, seeds)
+        self._streams.next_episode(rows)
+        _put(self._cloud, rows, self._fresh(len(rows)))
+        self._log_evidence[rows] = 0.0
+        self._used[rows] = 0
+
+    @property
+    def log_evidence(self) -> Tensor:
+        """Logarithm (B, L) of the probability density of all measurements under each law."""
+        return self._log_evidence
+
+    @property
+    def probability(self) -> Tensor:
+        """Of the answers (B, A): the laws, all alike at the start, then that it is none of them."""
+        log = self._log_evidence - math.log(len(self._laws))
+        if self.none is None or self._history is None:
+            share = 0.0 if self.none is None else self.none.prior
+            known = (1.0 - share) * torch.softmax(log, dim=1)
+            return torch.cat((known, torch.full((self.rows, 1), share)), dim=1)
+        other = self.none.log_evidence(self._seen(), self._used) + math.log(self.none.prior)
+        return torch.softmax(torch.cat((log + math.log1p(-self.none.prior), other.unsqueeze(1)), dim=1), dim=1)
+
+    @property
+    def chi2(self) -> Tensor:
+        """χ² a measurement (B,) of the best particle of the likeliest law: the alarm for a truth outside the set."""
+        best = self._cloud.misfit.amin(2).gather(1, self._log_evidence.argmax(1, keepdim=True)).squeeze(1)
+        return best / self._used.clamp(min=1)
+
+    @torch.inference_mode()
+    def update(self, history: History) -> None:
+        """Take in what is new since the last call. A row whose history is shorter than it was must be reset before."""
+        self._history = history
+        count = history.done.sum(1)
+        while bool((self._used < count).any()):
+            new = self._used < count
+            self._weigh(self._used.clamp(max=history.done.shape[1] - 1), new)
+            self._used = self._used + new
+            self._renew(new)
+
+    @torch.inference_mode()
+    def forecast(self, design: Tensor, noise_factor: Tensor, draws: int = 512, site: Tensor | None = None) -> Forecast:
+        """What the laws say of experiments (E, D) at the site (B,) of each row; the last law is `none`, if given.
+
+        `site` counts where sites have a memory or a factor; what was done there and whether it was calibrated is known
+        from the history. Without a site it is a fresh one.
+        """
+        index = self._resampled(draws, torch.full((self.rows, len(self._laws), 1), 0.5))
+        z = _gather(self._cloud.z, index)  # (B, L, S, Q)
+        value = self._means(z.unsqueeze(3), design)  # (B, L, S, E)
+        if site is not None and self._history is not None:
+            value = self._at_site(value, z, index, site)
+        elif self._factor > 0.0:
+            value = self._scaled(value, self._factor * z[..., self._parameters :][..., :1])
+        if self.none is not None:
+            others = self.none.forecast(self._seen(), self._used, design, draws)
+            value = torch.cat((value, others.unsqueeze(1)), dim=1)
+        return Forecast(value, self.experiment.noise, noise_factor)
+
+    def _at_site(self, value: Tensor, z: Tensor, index: Tensor, site: Tensor) -> Tensor:
+        """Values of experiments at sites that may have been pulsed or calibrated."""
+        last = self._last_at(site)  # (B,) measurement, −1 where there is none
+        there = last >= 0
+        where = site[:, None, None, None]
+        if self._remembers:
+            before = _gather(self._cloud.site_value, index).gather(3, where.expand(*value.shape[:3], 1))
+            value = torch.where(there[:, None, None, None], torch.maximum(before, value), value)
+        if self._factor > 0.0:
+            factors = z[..., self._parameters :]
+            own = self._factor * factors.gather(3, where.expand(*value.shape[:3], 1))
+            known = self._calibrated_at(site)[:, None, None, None]
+            value = self._scaled(value, torch.where(known, torch.zeros_like(own), own))
+        return value
+
+    def _last_at(self, site: Tensor) -> Tensor:
+        history = self._seen()
+        own = history.done & (history.site == site.unsqueeze(1)) & (self._numbers() < self._used.unsqueeze(1))
+        return torch.where(own, self._numbers(), -1).amax(1)
+
+    def _calibrated_at(self, site: Tensor) -> Tensor:
+        history = self._seen()
+        return (history.done & history.calibrated & (history.site == site.unsqueeze(1))).any(1)
+
+    def _numbers(self) -> Tensor:
+        return torch.arange(self._seen().done.shape[1]).unsqueeze(0)
+
+    def _seen(self) -> History:
+        if self._history is None:
+            nothing = torch.zeros(self.rows, 1)
+            design = torch.stack([axis.grid()[0] for axis in self.experiment.law_set.axes]).expand(self.rows, 1, -1)
+            whole = nothing.long()
+            return History(whole.bool(), design, whole, nothing, nothing + 1.0, ~whole.bool(), whole.bool())
+        return self._history
+
+    def _fresh(self, rows: int) -> _Cloud:
+        laws, count = len(self._laws), self.particles
+        kept = self._sites if self._remembers else 0
+        zero = torch.zeros(rows, laws, count)
+        return _Cloud(
+            z=self._prior.expand(rows, laws, -1, -1).clone(),
+            log_weight=torch.full((rows, laws, count), -math.log(count)),
+            log_likelihood=zero,
+            misfit=zero.clone(),
+            site_value=torch.zeros(rows, laws, count, kept),
+        )
+
+    def _means(self, z: Tensor, design: Tensor) -> Tensor:
+        """What the laws say, for z (B, L, …, Q) and experiments that broadcast with its (B, …)."""
+        said = [law.mean(z[:, i, ..., : len(law.parameters)], design) for i, law in enumerate(self._laws)]
+        return torch.stack(said, dim=1)
+
+    def _scaled(self, value: Tensor, factor: Tensor) -> Tensor:
+        return value + factor if self.experiment.law_set.logarithmic else value * torch.exp(factor)
+
+    def _judged(self, z: Tensor, site_value: Tensor, rows: Tensor, number: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-likelihood and χ² (n, L, N) of measurement `number` (n,) of `rows`, and the sites' values after it."""
+        history = self._seen()
+
+        def of(part: Tensor) -> Tensor:
+            return part[rows, number]
+
+        value = self._means(z, of(history.design).unsqueeze(1))  # (n, L, N)
+        site = of(history.site)[:, None, None, None].expand(*value.shape, 1)
+        if self._remembers:
+            before = site_value.gather(3, site).squeeze(3)
+            value = torch.where(of(history.fresh)[:, None, None], value, torch.maximum(before, value))
+            site_value = site_value.scatter(3, site, value.unsqueeze(3))
+        if self._factor > 0.0:
+            factor = self._factor * z[..., self._parameters :].gather(3, site).squeeze(3)
+            free = of(history.calibrated)[:, None, None]
+            value = self._scaled(value, torch.where(free, torch.zeros_like(factor), factor))
+        deviation = self.experiment.noise_sd(value, of(history.noise_factor)[:, None, None])
+        square = ((of(history.value)[:, None, None] - value) / deviation).square()
+        return -0.5 * square - deviation.log() - _HALF_LOG_TAU, square, site_value
+
+    def _weigh(self, number: Tensor, new: Tensor) -> None:
+        """Take measurement `number` (B,) of the rows that have a `new` one into the weights."""
+        rows = new.nonzero().squeeze(1)
+        part = _take(self._cloud, rows)
+        log, square, site_value = self._judged(part.z, part.site_value, rows, number[rows])
+        log_weight = part.log_weight + log
+        total = torch.logsumexp(log_weight, dim=2, keepdim=True)
+        self._log_evidence[rows] += total.squeeze(2)
+        lost = torch.isneginf(total)  # no particle of a law is near: it is out, and keeps its particles as they are
+        weight = torch.where(lost, part.log_weight, log_weight - total)
+        likelihood, misfit = part.log_likelihood + log, part.misfit + square
+        _put(self._cloud, rows, _Cloud(part.z, weight, likelihood, misfit, site_value))
+
+    def _renew(self, new: Tensor) -> None:
+        """Draw the particles again and move them, in the rows where those of any law that still counts are few."""
+        few = torch.exp(-torch.logsumexp(2.0 * self._cloud.log_weight, dim=2)) < _FEW * self.particles
+        counts = torch.softmax(self._log_evidence, dim=1) > 1e-6
+        rows = (new & (few & counts).any(1)).nonzero().squeeze(1)
+        if len(rows) == 0:
+            return
+        before = _take(self._cloud, rows)
+        offset = self._streams.uniform(rows, (len(self._laws), 1))
+        step = _factor_of_covariance(before.z, before.log_weight)
+        index = _systematic(before.log_weight, self.particles, offset)
+        cloud = _Cloud(*(_gather(getattr(before, one.name), index) for one in fields(_Cloud)))
+        cloud.log_weight = torch.full_like(cloud.log_weight, -math.log(self.particles))
+        for length in _MOVES:
+            cloud = self._moved(cloud, step * (length * _BEST_STEP / math.sqrt(self._width)), rows)
+        _put(self._cloud, rows, cloud)
+
+    def _moved(self, cloud: _Cloud, step: Tensor, rows: Tensor) -> _Cloud:
+        """One step of Metropolis for each particle, by Gaussian steps of a given factor (n, L, Q, Q)."""
+        shape = cloud.z.shape[1:]
+        proposed = cloud.z + torch.einsum("nlij,nlpj->nlpi", step, self._streams.normal(rows, shape))
+        site_value = torch.zeros_like(cloud.site_value)
+        likelihood, misfit = torch.zeros_like(cloud.log_likelihood), torch.zeros_like(cloud.misfit)
+        used = self._used[rows]
+        for number in range(int(used.max())):
+            log, square, after = self._judged(proposed, site_value, rows, torch.full_like(rows, number))
+            there = (number < used)[:, None, None]
+            likelihood = likelihood + torch.where(there, log, torch.zeros_like(log))
+            misfit = misfit + torch.where(there, square, torch.zeros_like(square))
+            site_value = torch.where(there.unsqueeze(3), after, site_value)
+        gain = likelihood - cloud.log_likelihood - 0.5 * (proposed.square().sum(3) - cloud.z.square().sum(3))
+        taken = self._streams.uniform(rows, shape[:2]).log() < gain
+        fresh = _Cloud(proposed, cloud.log_weight, likelihood, misfit, site_value)
+        return _Cloud(
+            *(
+                torch.where(taken.unsqueeze(3) if new.dim() == 4 else taken, new, old)
+                for new, old in ((getattr(fresh, one.name), getattr(cloud, one.name)) for one in fields(_Cloud))
+            )
+        )
+
+    def _resampled(self, draws: int, offset: Tensor) -> Tensor:
+        return _systematic(self._cloud.log_weight, draws, offset)
+
+
+def _systematic(log_weight: Tensor, draws: int, offset: Tensor) -> Tensor:
+    """Indices (B, L, draws) of particles with weights (B, L, N), by even steps from an offset (B, L, 1) in (0, 1)."""
+    below = torch.exp(log_weight).cumsum(2)
+    wanted = (torch.arange(draws, device=below.device) + offset) / draws * below[..., -1:]
+    return torch.searchsorted(below, wanted.contiguous()).clamp(max=log_weight.shape[2] - 1)
+
+
+def _factor_of_covariance(z: Tensor, log_weight: Tensor) -> Tensor:
+    """The Cholesky factor (B, L, Q, Q) of the weighted particles' covariance, kept off singular."""
+    weight = torch.exp(log_weight).unsqueeze(3)
+    mean = (weight * z).sum(2, keepdim=True)
+    centred = z - mean
+    covariance = torch.einsum("blpi,blpj->blij", weight * centred, centred).double()
+    floor = 1e-6 * torch.eye(z.shape[3], dtype=torch.float64)
+    return torch.linalg.cholesky(covariance + floor).float()
+
+
+def _gather(whole: Tensor, index: Tensor) -> Tensor:
+    """The particles of an index (B, L, S), of (B, L, N) or (B, L, N, Q)."""
+    if whole.dim() == 3:
+        return whole.gather(2, index)
+    return whole.gather(2, index.unsqueeze(3).expand(*index.shape, whole.shape[3]))
+
+
+def _take(cloud: _Cloud, rows: Tensor) -> _Cloud:
+    if len(rows) == len(cloud.z):
+        return cloud
+    return _Cloud(*(getattr(cloud, one.name)[rows] for one in fields(_Cloud)))
+
+
+def _put(cloud: _Cloud, rows: Tensor, fresh: _Cloud) -> None:
+    for one in fields(_Cloud):
+        if len(rows) == len(cloud.z):
+            setattr(cloud, one.name, getattr(fresh, one.name))
+        else:
+            getattr(cloud, one.name)[rows] = getattr(fresh, one.name)
