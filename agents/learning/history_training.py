@@ -31,7 +31,8 @@ ANSWER = "true_answer"  # of a simulated world, in `info`
 _CLIP = 0.2
 _VALUE_WEIGHT, _LESSON_WEIGHT = 0.5, 1.0
 _LARGEST_GRADIENT = 1.0
-_EPISODES_A_POINT = 400  # of the learning curve
+_EPISODES_A_POINT = 400  # of the learning curve, at least
+_POINTS = 200  # of the curve, at most
 _CURVE = ("success", "claim_right", "log_score", "score_with_costs", "experiments", "enabling", "seconds")
 
 
@@ -80,6 +81,7 @@ class _Learner:
         self._streams, self._rows = Streams(seeds), torch.arange(rows)
         self._streams.next_episode(self._rows)
         self._episodes: list[dict[str, float]] = []
+        self._next_point = 0.0  # share of the run
         self._return, self._length = torch.zeros(rows), torch.zeros(rows)
         observation, info = env.reset(seed=seeds)
         self._seen, self._answer = _tensors(observation), self._answers(info)
@@ -191,8 +193,10 @@ class _Learner:
 
     def _note(self) -> None:
         """A point of the curve, of the episodes that ended since the last one."""
-        if len(self._episodes) < _EPISODES_A_POINT:
+        done = self._run.done(self._steps)
+        if len(self._episodes) < _EPISODES_A_POINT or done < self._next_point:
             return
+        self._next_point = done + 1.0 / _POINTS
         point = {"steps": float(self._steps), "minutes": self._run.seconds / 60.0}
         for name in self._episodes[0]:
             values = [episode[name] for episode in self._episodes if episode[name] == episode[name]]

@@ -22,7 +22,7 @@ from stem_gym.core.hypotheses import Axis, LawSet, LawSpec, check_priors
 
 Law = Callable[..., Tensor]
 
-_FAMILIES = ("switching",)
+_FAMILIES = ("switching", "damage_laws", "coarsening")
 _SAMPLES = 2048  # of a prior, on which a law is tried
 _registered: dict[str, Law] = {}
 

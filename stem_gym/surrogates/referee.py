@@ -21,7 +21,7 @@ from torch import Tensor
 
 from stem_gym.core.experiments import Experiment, History
 from stem_gym.core.streams import Streams, row_seeds
-from stem_gym.simulator.laws import bind_set
+from stem_gym.simulator.laws import BoundLaw, bind_set
 from stem_gym.surrogates.gaussian_law import GaussianLaw
 from stem_gym.surrogates.information import Forecast
 
@@ -61,9 +61,7 @@ class Referee:
         self._remembers = bool(sites and sites.remembers)
         self._parameters = max(len(law.parameters) for law in self._laws)
         self._width = self._parameters + (self._sites if self._factor > 0.0 else 0)
-        engine = torch.quasirandom.SobolEngine(self._width, scramble=True, seed=0)
-        part = engine.draw(particles, dtype=torch.float64).clamp(1e-7, 1.0 - 1e-7)
-        self._prior = torch.special.ndtri(part).float()  # (N, Q)
+        self._prior = _even_normal(particles, self._width)  # (N, Q)
         self._streams = Streams(row_seeds(seed, rows))
         with torch.inference_mode():
             self._cloud = self._fresh(rows)
@@ -264,6 +262,19 @@ class Referee:
 
     def _resampled(self, draws: int, offset: Tensor) -> Tensor:
         return _systematic(self._cloud.log_weight, draws, offset)
+
+
+def prior_particles(experiment: Experiment, particles: int, extra: int) -> tuple[list[BoundLaw], Tensor]:
+    """The laws, and standard normal numbers (L, N, P + extra) that fill their parameters evenly, with some more."""
+    laws = list(bind_set(experiment.law_set).values())
+    width = max(len(law.parameters) for law in laws) + extra
+    return laws, _even_normal(particles, width).expand(len(laws), -1, -1)
+
+
+def _even_normal(count: int, width: int) -> Tensor:
+    engine = torch.quasirandom.SobolEngine(width, scramble=True, seed=0)
+    part = engine.draw(count, dtype=torch.float64).clamp(1e-7, 1.0 - 1e-7)
+    return torch.special.ndtri(part).float()
 
 
 def _systematic(log_weight: Tensor, draws: int, offset: Tensor) -> Tensor:
