@@ -170,10 +170,11 @@ class Protocol:
 
     def wish(self, action: Tensor) -> Wish:
         """What actions (B, n) ask for."""
-        kind, axes, site, logit = action.split(self.parts, dim=1)
+        # In double precision and rounded: single differs in its last digit with the number of rows.
+        kind, axes, site, logit = action.double().split(self.parts, dim=1)
         design = torch.stack([axis.value(axes[:, i]) for i, axis in enumerate(self.axes)], dim=1)
         where = self._site(site[:, 0]) if self.sites > 1 else torch.zeros_like(kind[:, 0]).long()
-        return Wish(kind.argmax(1), design, where, torch.softmax(LOG_RANGE * logit, dim=1))
+        return Wish(kind.argmax(1), design.float(), where, torch.softmax(LOG_RANGE * logit, dim=1).float())
 
     def experiments(self, design: Tensor, site: Tensor | None = None) -> Tensor:
         """Actions (n, …) that do experiments (n, D) at sites (n,). Raises ConfigError for what can not be chosen."""
@@ -238,13 +239,13 @@ class Protocol:
 
     def measurement(self, history: History) -> Tensor:
         """Rows of numbers (B, T, F) of measurements."""
-        coordinate = [axis.coordinate(history.design[..., i]) for i, axis in enumerate(self.axes)]
+        coordinate = [axis.coordinate(history.design[..., i].double()).float() for i, axis in enumerate(self.axes)]
         numbers = (
             torch.ones_like(history.value),
             *coordinate,
             history.site / max(1, self.sites - 1),
             (history.value / self.laws.full_scale).clamp(-VALUE_LIMIT, VALUE_LIMIT),
-            history.noise_factor.log() / NOISE_LIMIT,
+            (history.noise_factor.double().log() / NOISE_LIMIT).float(),
             history.fresh.float(),
             history.calibrated.float(),
         )
@@ -266,10 +267,10 @@ class Protocol:
 
     def present_numbers(self, present: Present) -> Tensor:
         """The numbers (B, P) of how things stand, budget aside."""
-        coordinate = [axis.coordinate(present.design[:, i]) for i, axis in enumerate(self.axes)]
+        coordinate = [axis.coordinate(present.design[:, i].double()).float() for i, axis in enumerate(self.axes)]
         return torch.cat(
             (
-                (present.noise_factor.log() / NOISE_LIMIT).clamp(0.0, 1.0).unsqueeze(1),
+                (present.noise_factor.double().log() / NOISE_LIMIT).clamp(0.0, 1.0).float().unsqueeze(1),
                 (present.site / max(1, self.sites - 1)).unsqueeze(1),
                 present.fresh.float(),
                 present.calibrated.float(),

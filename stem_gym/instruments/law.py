@@ -158,7 +158,8 @@ class LawInstrument(Instrument):
     def _fresh(self, streams: Streams, rows: Tensor) -> _Rows:
         count, sites, device = len(rows), self._sites, self.device
         drawn = streams.uniform(rows, (3,))
-        normal = streams.normal(rows, (sum(len(one.parameters) for one in self._laws) + sites,))
+        # In double precision: single differs in its last digit with the size of the batch.
+        normal = streams.normal(rows, (sum(len(one.parameters) for one in self._laws) + sites,)).double()
         inside, outside = len(self._inside), len(self._outside)
         law = (drawn[:, 0] * inside).long().clamp(max=inside - 1)
         if outside:
@@ -172,17 +173,18 @@ class LawInstrument(Instrument):
         first_s, last_s = self._experiment.noise.untuned_s
         spread = self._experiment.sites.factor if self._experiment.sites else 0.0
         controls = [float(axis.grid()[0]) for axis in self._axes]
+        double = torch.float64
         return _Rows(
             law=law,
             parameters=torch.stack(columns, dim=1),
             factor=spread * normal[:, -sites:],
-            value=torch.zeros(count, sites, device=device),
+            value=torch.zeros(count, sites, dtype=double, device=device),
             fresh=torch.ones(count, sites, dtype=torch.bool, device=device),
             calibrated=torch.zeros(count, sites, dtype=torch.bool, device=device),
             control=torch.tensor(controls, device=device).expand(count, -1),
             site=torch.zeros(count, dtype=torch.int64, device=device),
             place=torch.full((count, 2), 0.5, device=device),
-            untuned_s=first_s + (last_s - first_s) * drawn[:, 2],
+            untuned_s=first_s + (last_s - first_s) * drawn[:, 2].double(),
         )
 
     def _park(self, park: Park) -> Reading:
@@ -191,7 +193,7 @@ class LawInstrument(Instrument):
         write(state.place, rows, place)
         if self._experiment.sites is None:  # wherever it is, nothing was done there
             write(state.fresh, rows, torch.ones(len(rows), 1, dtype=torch.bool, device=self.device))
-            write(state.value, rows, torch.zeros(len(rows), 1, device=self.device))
+            write(state.value, rows, torch.zeros(len(rows), 1, dtype=torch.float64, device=self.device))
             return no_dose(park, torch.zeros(len(rows), device=self.device), {"place": place})
         site = (park.x * self._sites).long().clamp(max=self._sites - 1)
         moved = (site != take(state.site, rows)).float()
@@ -216,17 +218,18 @@ class LawInstrument(Instrument):
             return no_dose(instruction, torch.full((len(rows),), routine.seconds, device=self.device), answer)
         column = [axis.name for axis in self._axes].index(name)
         before = take(state.control, rows)
+        changed = (instruction.value - before[:, column]).abs() > 1e-5 * instruction.value.abs()
         now = before.clone()
         now[:, column] = instruction.value
         write(state.control, rows, now)
-        changed = (now[:, column] - before[:, column]).abs() > 1e-5 * now[:, column].abs()
         return no_dose(instruction, changed * self._experiment.settle_s.get(name, 0.0), answer)
 
     def _do(self, routine: Enabling, rows: Tensor) -> None:
         """What is seen of it afterwards; a routine ends tuned, whatever time it took."""
         state = self._now
         if routine.does == "tune":
-            write(state.untuned_s, rows, torch.full((len(rows),), -routine.seconds, device=self.device))
+            start_s = torch.full((len(rows),), -routine.seconds, dtype=torch.float64, device=self.device)
+            write(state.untuned_s, rows, start_s)
             return
         here = torch.nn.functional.one_hot(take(state.site, rows), self._sites).bool()
         if routine.does == "erase":
@@ -254,20 +257,20 @@ class LawInstrument(Instrument):
             acquire.exposure_s,
             electrons,
             electrons / (100.0 * self.config.dose_area_nm2),
-            data={acquire.detector: measured, "place": take(state.place, rows).clone()},
+            data={acquire.detector: measured.float(), "place": take(state.place, rows).clone()},
             calibration={
-                NOISE_FACTOR: noise_factor,
-                "noise_absolute": torch.full_like(measured, noise.absolute),
-                "noise_relative": torch.full_like(measured, noise.relative),
+                NOISE_FACTOR: noise_factor.float(),
+                "noise_absolute": torch.full_like(acquire.exposure_s, noise.absolute),
+                "noise_relative": torch.full_like(acquire.exposure_s, noise.relative),
             },
         )
 
     def _read(self, read: Read) -> Reading:
         state, rows = self._now, read.rows
         if read.name == NOISE_FACTOR:
-            value = self._noise_factor(rows)
+            value = self._noise_factor(rows).float()
         elif read.name in self._experiment.enabling:
-            value = torch.zeros(len(rows), device=self.device)  # a routine is not running while something is read
+            value = torch.ones(len(rows), device=self.device)  # the only value that it takes
         else:
             value = take(state.control, rows)[:, [axis.name for axis in self._axes].index(read.name)].clone()
         return no_dose(read, torch.zeros(len(rows), device=self.device), {"value": value})
@@ -280,7 +283,7 @@ class LawInstrument(Instrument):
         """Let the law say what is at the site of each row after `given`, with the controls as they are."""
         state = self._now
         control = take(state.control, rows)
-        axes = {axis.name: given.get(axis.does, control[:, i]) for i, axis in enumerate(self._axes)}
+        axes = {axis.name: given.get(axis.does, control[:, i]).double() for i, axis in enumerate(self._axes)}
         index = take(state.law, rows)
         parameters = take(state.parameters, rows)
         said = []

@@ -214,7 +214,9 @@ class HypothesisDiscrimination(Task[State]):
             if reading.verb == "Acquire":
                 changes = self._see(state, reading)
             elif reading.verb == "Read" and self._growth_s is not None:
-                untuned_s = put(untuned_s, reading.rows, self._growth_s * reading.data["value"].log())
+                untuned_s = put(
+                    untuned_s, reading.rows, (self._growth_s * reading.data["value"].double().log()).float()
+                )
             seconds = add(seconds, reading.rows, reading.seconds)
             untuned_s = add(untuned_s, reading.rows, reading.seconds)
         state = changed(state, seconds=seconds, untuned_s=untuned_s, **changes)
@@ -229,6 +231,7 @@ class HypothesisDiscrimination(Task[State]):
         """Reward, end and metrics, from truth where there is some and from the declaration's own odds where not."""
         config, probability = self.config, state.probability
         declares = state.declared.float()
+        probability = probability.double()  # logarithms in single precision differ with the number of rows
         claim, claimed = probability.max(1)
         if truth:
             answer = truth["answer"]
@@ -241,7 +244,7 @@ class HypothesisDiscrimination(Task[State]):
         spent = torch.zeros_like(state.seconds)
         for reading in readings:
             spent = add(spent, reading.rows, reading.seconds)
-        reward_claim, reward_time = declares * earned, -config.cost_weight * spent / config.horizon_s
+        reward_claim, reward_time = (declares * earned).float(), -config.cost_weight * spent / config.horizon_s
         confident = state.declared & (claim >= _CONFIDENT)
         claim_right = (state.declared & right).float()
         metrics = {
@@ -249,13 +252,13 @@ class HypothesisDiscrimination(Task[State]):
             "reward_time": reward_time,
             "success": claim_right * (claim > 0.5),
             "declared": declares,
-            "claim": declares * claim,
+            "claim": declares * claim.float(),
             "claim_right": claim_right,
             "confident": confident.float(),
             "confident_wrong": (confident & ~right).float(),
-            "probability_of_truth": true,
-            "log_score": true.clamp(min=1e-38).log(),
-            "brier": probability.square().sum(1) - 2.0 * true + 1.0,
+            "probability_of_truth": true.float(),
+            "log_score": true.clamp(min=1e-38).log().float(),
+            "brier": (probability.square().sum(1) - 2.0 * true + 1.0).float(),
             "score_with_costs": claim_right - 0.5 * state.seconds / config.horizon_s,
             "experiments": state.count.float(),
             "enabling": state.enabled.float(),
@@ -359,7 +362,7 @@ class HypothesisDiscrimination(Task[State]):
     def _noise_factor(self, untuned_s: Tensor) -> Tensor:
         if self._growth_s is None:
             return torch.ones_like(untuned_s)
-        return torch.exp(untuned_s / self._growth_s).clamp(1.0, math.exp(NOISE_LIMIT))
+        return torch.exp(untuned_s.double() / self._growth_s).clamp(1.0, math.exp(NOISE_LIMIT)).float()
 
     def _earned(self, true: Tensor, probability: Tensor) -> Tensor:
         """What a declaration earns; `true` (…) is its share of the true answer, of probabilities (…, A)."""
