@@ -34,6 +34,7 @@ _AHEAD = 8  # draws that so few rows compute at once, because numpy's start cost
 _AHEAD_BLOCKS = 32  # of a draw; larger ones are computed alone
 _SMALL_RATE = 10.0  # below: inversion of the Poisson law; above: its asymptotic quantile
 _LARGEST_SMALL_COUNT = 32  # P(N > 32 | rate 10) = 1e-8, below the 2^-24 grid of the uniforms
+_FAINT = 1e-30  # too little to change a cumulative probability of at least exp(−10), and no subnormal number
 _ERFINV_CENTRE = (
     2.81022636e-08,
     3.43273939e-07,
@@ -208,6 +209,8 @@ def _small_counts(uniform: Any, rate: Any, xp: Any) -> Any:
     count = xp.asarray(reach > cumulative, dtype=xp.float32)
     for k in range(1, _LARGEST_SMALL_COUNT):
         term = term * (small * (1.0 / k))
+        if xp is not np:  # which stops before; subnormal terms would take most of the time
+            term = term + _FAINT
         cumulative = cumulative + term
         above = reach > cumulative
         if xp is np and not above.any():

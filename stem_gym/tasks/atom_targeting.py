@@ -26,6 +26,7 @@ from stem_gym.core.task import Marks, Needs, Observation, Score, Task
 TRACE_SAMPLES = 16
 _MARKED_DWELLS = 32  # the last dwells that a picture shows
 _FAR_ANG = 1e6
+_FAINTEST = -30.0  # logarithm of what is too faint to be drawn; numbers far below are subnormal, which is slow
 
 
 class AtomTargetingConfig(Config):
@@ -375,7 +376,7 @@ class AtomTargeting(Task[State]):
         sigma = self.config.probe_fwhm_ang / self.config.fov_ang
         places = corner + size * self._pixel_centres.to(share.device)
         away = (places - state.site.unsqueeze(-1)) / sigma  # (B, N, 2, pixels)
-        along_x, along_y = torch.exp(-0.5 * away.square()).unbind(2)
+        along_x, along_y = torch.exp((-0.5 * away.square()).clamp_(min=_FAINTEST)).unbind(2)
         spots = torch.bmm((along_y * (255.0 * share.clamp(max=1.0)).unsqueeze(-1)).transpose(1, 2), along_x)
         return spots.clamp(max=255.0).to(torch.uint8)
 
