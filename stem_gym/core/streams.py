@@ -30,7 +30,7 @@ _KEY_SCHEDULE = np.arange(_ROUNDS)[:, None, None] * np.array(_KEY_STEPS)[:, None
 _FUSED_FROM_DRAWS = 1024  # a row; for fewer, such as the samples of a trace, compiling another kernel does not pay
 _FUSED_FROM_NUMBERS = 8192  # in one draw; below, numpy's own start is quicker
 _NUMPY_UP_TO_ROWS = 16  # beyond, torch's wider loops win over numpy's quicker start
-_AHEAD = 8  # draws that so few rows compute at once, because numpy's start costs more than the numbers
+_AHEAD = 32  # draws that so few rows compute at once, because numpy's start costs more than the numbers
 _AHEAD_BLOCKS = 32  # of a draw; larger ones are computed alone
 _SMALL_RATE = 10.0  # below: inversion of the Poisson law; above: its asymptotic quantile
 _LARGEST_SMALL_COUNT = 32  # P(N > 32 | rate 10) = 1e-8, below the 2^-24 grid of the uniforms
@@ -192,30 +192,35 @@ def poisson_quantile(uniform: Any, rate: Any, xp: Any = torch) -> Any:
 
 
 def _poisson_numpy(uniform: np.ndarray, rate: np.ndarray) -> np.ndarray:
-    """The same counts from numpy, without the half that none of the rates needs."""
-    if rate.size == 0 or rate.max() <= _SMALL_RATE:
+    """The same counts from numpy, each by the law of its rate alone."""
+    high = rate > _SMALL_RATE
+    highs = int(np.count_nonzero(high))
+    if highs == 0:
         return np.asarray(_small_counts(uniform, rate, np))
-    if rate.min() > _SMALL_RATE:
+    if highs == rate.size:
         return np.asarray(_large_counts(uniform, rate, np))
-    return np.asarray(poisson_quantile(uniform, rate, np))
+    counts = np.empty_like(rate)
+    for there, law in ((np.flatnonzero(high), _large_counts), (np.flatnonzero(~high), _small_counts)):
+        counts.put(there, law(uniform.take(there), rate.take(there), np))
+    return counts
 
 
 def _small_counts(uniform: Any, rate: Any, xp: Any) -> Any:
     """Inversion of the cumulative probability, for rates to 10."""
     small = xp.clip(rate, None, _SMALL_RATE)
     term = _exp_minus(small, xp)
-    cumulative = term
+    cumulative = term + 0.0
     reach = uniform * (1.0 - 1e-5)  # keeps clear of the rounding of the cumulative sum, which ends near 1 − 4e-6
     count = xp.asarray(reach > cumulative, dtype=xp.float32)
     for k in range(1, _LARGEST_SMALL_COUNT):
-        term = term * (small * (1.0 / k))
+        term *= small * (1.0 / k)
         if xp is not np:  # which stops before; subnormal terms would take most of the time
-            term = term + _FAINT
-        cumulative = cumulative + term
+            term += _FAINT
+        cumulative += term
         above = reach > cumulative
         if xp is np and not above.any():
             break
-        count = count + above
+        count += above
     return count
 
 
