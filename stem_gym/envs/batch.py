@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from stem_gym.core.batch import add, changed, clone_rows, every_row, put, put_rows, take, take_rows
+from stem_gym.core.batch import add, changed, clone_rows, every_row, number, put, put_rows, take, take_rows
 from stem_gym.core.config import Budget
 from stem_gym.core.errors import ActionError, CapabilityError, ConfigError, InstructionError
 from stem_gym.core.instructions import Instruction, Reading
@@ -196,7 +196,7 @@ class BatchEnv:
             "electrons": self.ledger.electrons,
             "episode_return": self.ledger.episode_return,
         }
-        ended = score.terminated | (left <= 0.0).any(1)
+        ended = score.terminated | (left <= number(0.0)).any(1)
         return Step({**self._observation, "budget": left}, reward, stepped & ended, metrics)
 
     def _take_in(self, readings: Sequence[Reading], rows: Tensor) -> tuple[Observation, Score]:
@@ -240,8 +240,8 @@ class BatchEnv:
         if tuple(action.shape) != expected:
             raise ActionError(f"Actions must have shape {expected}; given {tuple(action.shape)}.")
         given = take(action, rows)
-        inside = (given >= self._low) & (given <= self._high)
-        if not bool(inside.all()):
+        if not torch.equal(given.clamp(self._low, self._high), given):  # unequal where it is NaN
+            inside = (given >= self._low) & (given <= self._high)
             low, high = (float(bound) for bound in (self._low.min(), self._high.max()))
             first = (~inside).nonzero()[0].tolist()
             entry = f", entry {first[1]}" if len(first) > 1 else ""

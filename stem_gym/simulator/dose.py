@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from stem_gym.core.batch import number
 from stem_gym.core.periodic import nearest_image
 
 
@@ -65,7 +66,8 @@ def _per_area(electrons: Tensor, cell_ang: Tensor, bins: int) -> Tensor:
 
 def _corners(turns: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
     """Left bin, right bin and the right one's share for places in turns; bins are centred on (i + ½)/bins."""
-    scaled = torch.remainder(turns, 1.0) * bins - 0.5
+    one = number(1.0, turns.dtype)
+    scaled = torch.remainder(turns, one) * number(bins, turns.dtype) - number(0.5, turns.dtype)
     left = torch.floor(scaled)
     share = scaled - left
     index = left.long()
