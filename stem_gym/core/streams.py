@@ -125,6 +125,8 @@ class _Ahead:
         """As `_uniform_numpy` for these addresses (n, 4)."""
         if not self._holds(address, blocks):
             self._look(address, max(blocks, self._uniform.shape[3]))
+        if len(address) == 1:
+            return self._uniform[:, int(address[0, 3] - self._draw[0]), :, :blocks]
         return self._uniform[np.arange(len(address)), address[:, 3] - self._draw, :, :blocks]
 
     def _holds(self, address: np.ndarray, blocks: int) -> bool:
@@ -155,9 +157,10 @@ def _exp_minus(x: Any, xp: Any) -> Any:
     y = x * (-1.0 / 16.0)
     value = xp.full_like(y, 1.0 / 40320.0)
     for factorial in (5040.0, 720.0, 120.0, 24.0, 6.0, 2.0, 1.0, 1.0):
-        value = value * y + 1.0 / factorial
+        value *= y
+        value += 1.0 / factorial
     for _ in range(4):
-        value = value * value
+        value *= value
     return value
 
 
@@ -170,7 +173,8 @@ def _log(x: Any, xp: Any) -> Any:
     z2 = z * z
     series = xp.full_like(z2, 1.0 / 9.0)
     for odd in (7.0, 5.0, 3.0, 1.0):
-        series = series * z2 + 1.0 / odd
+        series *= z2
+        series += 1.0 / odd
     return exponent * math.log(2.0) + 2.0 * (z * series)
 
 
@@ -181,8 +185,10 @@ def normal_quantile(uniform: Any, xp: Any = torch) -> Any:
     centre, tail = w - 2.5, xp.sqrt(xp.clip(w, 0.0, None)) - 3.0
     inner, outer = xp.full_like(x, _ERFINV_CENTRE[0]), xp.full_like(x, _ERFINV_TAIL[0])
     for at_centre, at_tail in zip(_ERFINV_CENTRE[1:], _ERFINV_TAIL[1:], strict=True):
-        inner = inner * centre + at_centre
-        outer = outer * tail + at_tail
+        inner *= centre
+        inner += at_centre
+        outer *= tail
+        outer += at_tail
     return (math.sqrt(2.0) * x) * xp.where(w < 5.0, inner, outer)
 
 
