@@ -21,7 +21,9 @@ def frame_map(electrons: Tensor, x_ang: Tensor, y_ang: Tensor, cell_ang: Tensor,
     left, right, share = _corners(turns, bins)
     first, weight = _two_axes(x_ang.shape[1], y_ang.shape[1], bins, turns.device)
     empty = turns.new_zeros(turns.shape[0], 2 * bins)
-    both = empty.scatter_add(1, left + first, (1.0 - share) * weight).scatter_add(1, right + first, share * weight)
+    both = empty.scatter_add(1, left + first, (number(1.0, share.dtype) - share) * weight).scatter_add(
+        1, right + first, share * weight
+    )
     return _per_area(electrons, cell_ang, bins) * both[:, bins:, None] * both[:, None, :bins]
 
 
@@ -61,7 +63,7 @@ def dose_of_probe(atom_ang: Tensor, electrons: Tensor, path_ang: Tensor, cell_an
 
 
 def _per_area(electrons: Tensor, cell_ang: Tensor, bins: int) -> Tensor:
-    return (electrons * bins**2 / (cell_ang[:, 0] * cell_ang[:, 1]))[:, None, None]
+    return (electrons * number(bins**2, electrons.dtype) / (cell_ang[:, 0] * cell_ang[:, 1])).reshape(-1, 1, 1)
 
 
 def _corners(turns: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from stem_gym.core.batch import number
 from stem_gym.core.config import Config
 
 
@@ -154,7 +155,8 @@ def row_times_s(shape: tuple[int, int], dwell_s: Tensor, flyback_s: float) -> Te
 
 def frame_time_s(shape: tuple[int, int], dwell_s: Tensor, flyback_s: float) -> Tensor:
     """(B,) seconds that a frame (H, W) takes, the flyback after the last row included."""
-    return shape[0] * (shape[1] * dwell_s + flyback_s)
+    height, width, flyback = (number(float(part), dwell_s.dtype) for part in (*shape, flyback_s))
+    return height * (width * dwell_s + flyback)
 
 
 def distort(state: DriftState, xy_ang: Tensor) -> Tensor:

@@ -213,7 +213,9 @@ class AtomTargeting(Task[State]):
         config = self.config
         action = take(action, rows)
         scans = action[:, 0] >= number(0.0)
-        part = (number(0.5) * (action[:, 1:] + number(1.0))).clamp(0.0, 1.0)  # (n, 4) x, y, size, time; rounding beyond the ends is cut
+        part = (number(0.5) * (action[:, 1:] + number(1.0))).clamp(
+            0.0, 1.0
+        )  # (n, 4) x, y, size, time; rounding beyond the ends is cut
         place = part[:, :2]
         smallest = config.scan_side_min_ang / config.fov_ang
         frames, stays = rows_where(scans), rows_where(~scans)
