@@ -181,7 +181,7 @@ class SimulatedMicroscope(Column[_Rows]):
             shift = shift + line_jitter_ang(self._streams, rows, height, config.detector)
         corner_ang, size_ang = places.corner_ang, places.size_ang
         cell, current = take(state.specimen.cell_ang, rows), take(state.current_pa, rows)
-        fraction = self._through_haze(imaging.scan_image(take(state.series, rows), cell, x, y, shift), rows)
+        fraction = self._through_haze(imaging.scan_image(state.series, cell, x, y, shift, rows), rows)
         mean = expected_electrons(fraction, current, scan.dwell_s, config.detector)
         counts = detect(mean, self._streams, rows, config.detector)
         electrons = current * scan.dwell_s * number(height * width * ELECTRONS_PER_PC)
@@ -213,7 +213,7 @@ class SimulatedMicroscope(Column[_Rows]):
         place = (drift.distortion * wanted.unsqueeze(1)).sum(2) + take(state.beam_shift_ang, rows)
         path = place.unsqueeze(1) - number(0.5) * (knots[:, 1:] + knots[:, :-1])  # (n, J, 2)
         cell, current = take(state.specimen.cell_ang, rows), take(state.current_pa, rows)
-        fraction = self._through_haze(imaging.probe_signal(take(state.series, rows), cell, path), rows)
+        fraction = self._through_haze(imaging.probe_signal(state.series, cell, path, rows), rows)
         counts = detect(
             expected_electrons(fraction, current, sample_s, config.detector), self._streams, rows, config.detector
         )

@@ -60,7 +60,7 @@ def detect(expected: Tensor, streams: CountingRows, rows: Tensor, detector: Dete
     if detector.read_noise > 0.0:
         counts = counts + detector.read_noise * streams.normal(rows, tuple(expected.shape[1:]))
     whole = detector.gain % 1.0 == 0.0 and detector.offset % 1.0 == 0.0 and detector.read_noise == 0.0
-    return (counts if whole else torch.round(counts)).clamp(min=0.0, max=detector.saturation)
+    return (counts if whole else torch.round(counts)).clamp_(min=0.0, max=detector.saturation)
 
 
 def electrons_from_counts(counts: Tensor, detector: DetectorModel) -> Tensor:

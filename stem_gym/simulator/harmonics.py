@@ -63,7 +63,7 @@ def harmonic_table(turns: Tensor, count: int) -> Tensor:
     first = torch.stack((fine_cosine, fine_sine), dim=1).unsqueeze(2)  # (B, 2, 1, fine, P)
     turned = torch.stack((fine_sine.neg(), fine_cosine), dim=1).unsqueeze(2)
     start_cosine, start_sine = (part[:, None, :, None] for part in (start_cosine, start_sine))
-    table = torch.addcmul(start_cosine * first, start_sine, turned)  # (B, 2, coarse, fine, P)
+    table = (start_cosine * first).addcmul_(start_sine, turned)  # (B, 2, coarse, fine, P)
     return table.reshape(turns.shape[0], -1, turns.shape[1])
 
 

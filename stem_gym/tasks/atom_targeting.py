@@ -363,7 +363,7 @@ class AtomTargeting(Task[State]):
         trace = torch.cat((state.trace[:, :5].clamp(0.0, 4.0), ages[:, 1:]), dim=1)
         known = (share > number(0.0)).unsqueeze(-1)
         return {
-            "image": torch.stack((state.image, self._draw_delivered(state, share)), dim=1),
+            "image": self._draw(state, share),
             "region": state.region.clone(),
             "frame": torch.cat(
                 (
@@ -377,8 +377,8 @@ class AtomTargeting(Task[State]):
             "delivered": torch.cat((state.site * known, share.unsqueeze(-1)), dim=-1),
         }
 
-    def _draw_delivered(self, state: State, share: Tensor) -> Tensor:
-        """The sites as soft spots on the region of the last frame: (B, H, W) uint8."""
+    def _draw(self, state: State, share: Tensor) -> Tensor:
+        """The last frame, and the sites as soft spots on its region: (B, 2, H, W) uint8."""
         region = state.region[:, None, :, None]
         corner, size = region[:, :, :2], region[:, :, 2:]
         sigma = number(self.config.probe_fwhm_ang / self.config.fov_ang)
@@ -386,7 +386,9 @@ class AtomTargeting(Task[State]):
         away = (places - state.site.unsqueeze(-1)) / sigma  # (B, N, 2, pixels)
         along_x, along_y = torch.exp((number(-0.5) * away.square()).clamp_(min=_FAINTEST)).unbind(2)
         spots = torch.bmm((along_y * (number(255.0) * share.clamp(max=1.0)).unsqueeze(-1)).transpose(1, 2), along_x)
-        return spots.clamp_(max=255.0).to(torch.uint8)
+        both = state.image.new_empty(len(spots), 2, *spots.shape[1:])
+        both[:, 0], both[:, 1] = state.image, spots.clamp_(max=255.0)
+        return both
 
     def _look_up_targets(self, state: State, truth: Mapping[str, Tensor]) -> State:
         """The wanted atoms inside the first frame, nearest to its centre first; once an episode."""
@@ -478,7 +480,7 @@ def _fraction(counts: Tensor, calibration: Mapping[str, Tensor], electrons: str)
     gain, offset, beam = (
         calibration[key].reshape(shape) for key in ("counts_per_electron", "counts_offset", electrons)
     )
-    return (counts - offset) / (gain * beam)
+    return (counts - offset).div_(gain * beam)
 
 
 def _gather(places: Tensor, index: Tensor) -> Tensor:
