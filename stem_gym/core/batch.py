@@ -25,13 +25,28 @@ _FIELDS: dict[type, tuple[str, ...]] = {}  # names of the fields of dataclasses 
 
 def ends(values: Tensor) -> tuple[float, float]:
     """The least and the largest of some numbers, both NaN where any of them is; at least one number."""
-    if values.numel() > _FEW or values.device.type != "cpu":
+    count = values.numel()
+    if count == 1:
+        value = float(values.item())
+        return value, value
+    if count > _FEW or not values.is_cpu:
         low, high = values.aminmax()
         return float(low), float(high)
-    numbers = values.flatten().tolist()
+    numbers = values.tolist() if values.dim() == 1 else values.flatten().tolist()
     if any(number != number for number in numbers):
         return math.nan, math.nan
     return float(min(numbers)), float(max(numbers))
+
+
+@functools.lru_cache(maxsize=1024)
+@torch.inference_mode(False)
+def number(value: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A number as a tensor without dimensions, for tensors of this dtype on any device. Not to be written to.
+
+    The same results as with the number itself, of which torch makes and converts a tensor each time: on a few rows that
+    takes longer than the operation.
+    """
+    return torch.tensor(value, dtype=dtype)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -30,10 +30,11 @@ _KEY_SCHEDULE = np.arange(_ROUNDS)[:, None, None] * np.array(_KEY_STEPS)[:, None
 _FUSED_FROM_DRAWS = 1024  # a row; for fewer, such as the samples of a trace, compiling another kernel does not pay
 _FUSED_FROM_NUMBERS = 8192  # in one draw; below, numpy's own start is quicker
 _NUMPY_UP_TO_ROWS = 16  # beyond, torch's wider loops win over numpy's quicker start
-_AHEAD = 8  # draws that so few rows compute at once, because numpy's start costs more than the numbers
+_AHEAD = 32  # draws that so few rows compute at once, because numpy's start costs more than the numbers
 _AHEAD_BLOCKS = 32  # of a draw; larger ones are computed alone
 _SMALL_RATE = 10.0  # below: inversion of the Poisson law; above: its asymptotic quantile
 _LARGEST_SMALL_COUNT = 32  # P(N > 32 | rate 10) = 1e-8, below the 2^-24 grid of the uniforms
+_FAINT = 1e-30  # too little to change a cumulative probability of at least exp(−10), and no subnormal number
 _ERFINV_CENTRE = (
     2.81022636e-08,
     3.43273939e-07,
@@ -124,6 +125,8 @@ class _Ahead:
         """As `_uniform_numpy` for these addresses (n, 4)."""
         if not self._holds(address, blocks):
             self._look(address, max(blocks, self._uniform.shape[3]))
+        if len(address) == 1:
+            return self._uniform[:, int(address[0, 3] - self._draw[0]), :, :blocks]
         return self._uniform[np.arange(len(address)), address[:, 3] - self._draw, :, :blocks]
 
     def _holds(self, address: np.ndarray, blocks: int) -> bool:
@@ -154,9 +157,10 @@ def _exp_minus(x: Any, xp: Any) -> Any:
     y = x * (-1.0 / 16.0)
     value = xp.full_like(y, 1.0 / 40320.0)
     for factorial in (5040.0, 720.0, 120.0, 24.0, 6.0, 2.0, 1.0, 1.0):
-        value = value * y + 1.0 / factorial
+        value *= y
+        value += 1.0 / factorial
     for _ in range(4):
-        value = value * value
+        value *= value
     return value
 
 
@@ -169,7 +173,8 @@ def _log(x: Any, xp: Any) -> Any:
     z2 = z * z
     series = xp.full_like(z2, 1.0 / 9.0)
     for odd in (7.0, 5.0, 3.0, 1.0):
-        series = series * z2 + 1.0 / odd
+        series *= z2
+        series += 1.0 / odd
     return exponent * math.log(2.0) + 2.0 * (z * series)
 
 
@@ -180,8 +185,10 @@ def normal_quantile(uniform: Any, xp: Any = torch) -> Any:
     centre, tail = w - 2.5, xp.sqrt(xp.clip(w, 0.0, None)) - 3.0
     inner, outer = xp.full_like(x, _ERFINV_CENTRE[0]), xp.full_like(x, _ERFINV_TAIL[0])
     for at_centre, at_tail in zip(_ERFINV_CENTRE[1:], _ERFINV_TAIL[1:], strict=True):
-        inner = inner * centre + at_centre
-        outer = outer * tail + at_tail
+        inner *= centre
+        inner += at_centre
+        outer *= tail
+        outer += at_tail
     return (math.sqrt(2.0) * x) * xp.where(w < 5.0, inner, outer)
 
 
@@ -191,28 +198,35 @@ def poisson_quantile(uniform: Any, rate: Any, xp: Any = torch) -> Any:
 
 
 def _poisson_numpy(uniform: np.ndarray, rate: np.ndarray) -> np.ndarray:
-    """The same counts from numpy, without the half that none of the rates needs."""
-    if rate.size == 0 or rate.max() <= _SMALL_RATE:
+    """The same counts from numpy, each by the law of its rate alone."""
+    high = rate > _SMALL_RATE
+    highs = int(np.count_nonzero(high))
+    if highs == 0:
         return np.asarray(_small_counts(uniform, rate, np))
-    if rate.min() > _SMALL_RATE:
+    if highs == rate.size:
         return np.asarray(_large_counts(uniform, rate, np))
-    return np.asarray(poisson_quantile(uniform, rate, np))
+    counts = np.empty_like(rate)
+    for there, law in ((np.flatnonzero(high), _large_counts), (np.flatnonzero(~high), _small_counts)):
+        counts.put(there, law(uniform.take(there), rate.take(there), np))
+    return counts
 
 
 def _small_counts(uniform: Any, rate: Any, xp: Any) -> Any:
     """Inversion of the cumulative probability, for rates to 10."""
     small = xp.clip(rate, None, _SMALL_RATE)
     term = _exp_minus(small, xp)
-    cumulative = term
+    cumulative = term + 0.0
     reach = uniform * (1.0 - 1e-5)  # keeps clear of the rounding of the cumulative sum, which ends near 1 − 4e-6
     count = xp.asarray(reach > cumulative, dtype=xp.float32)
     for k in range(1, _LARGEST_SMALL_COUNT):
-        term = term * (small * (1.0 / k))
-        cumulative = cumulative + term
+        term *= small * (1.0 / k)
+        if xp is not np:  # which stops before; subnormal terms would take most of the time
+            term += _FAINT
+        cumulative += term
         above = reach > cumulative
         if xp is np and not above.any():
             break
-        count = count + above
+        count += above
     return count
 
 

@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from stem_gym.core.batch import add, changed, clone_rows, every_row, put, put_rows, take, take_rows
+from stem_gym.core.batch import add, changed, clone_rows, every_row, number, put_rows, take, take_rows
 from stem_gym.core.config import Budget
 from stem_gym.core.errors import ActionError, CapabilityError, ConfigError, InstructionError
 from stem_gym.core.instructions import Instruction, Reading
@@ -184,7 +184,7 @@ class BatchEnv:
     def _execute(self, instructions: Sequence[Instruction], rows: Tensor, count: int) -> Step:
         readings = [self.instrument.execute(instruction) for instruction in instructions]
         self._observation, score = self._take_in(readings, rows)
-        stepped = put(torch.zeros_like(self.ended), rows, torch.ones_like(rows, dtype=torch.bool))
+        stepped = torch.zeros_like(self.ended).index_fill_(0, rows, True)
         reward = score.reward if count else torch.zeros_like(score.reward)
         self.ledger = self._book(readings, stepped, reward, count)
         left = self._left()
@@ -196,7 +196,7 @@ class BatchEnv:
             "electrons": self.ledger.electrons,
             "episode_return": self.ledger.episode_return,
         }
-        ended = score.terminated | (left <= 0.0).any(1)
+        ended = score.terminated | (left <= number(0.0)).any(1)
         return Step({**self._observation, "budget": left}, reward, stepped & ended, metrics)
 
     def _take_in(self, readings: Sequence[Reading], rows: Tensor) -> tuple[Observation, Score]:
@@ -229,19 +229,21 @@ class BatchEnv:
 
     def _left(self) -> Tensor:
         """What is left of steps, seconds and electrons, (B, 3) from 1 to 0."""
-        budget, ledger = self.budget, self.ledger
-        used = torch.stack(
-            (ledger.steps / budget.steps, ledger.seconds / budget.seconds, ledger.electrons / budget.electrons), dim=1
+        budget, ledger, double = self.budget, self.ledger, torch.float64
+        parts = (
+            ledger.steps / number(budget.steps),
+            ledger.seconds / number(budget.seconds, double),
+            ledger.electrons / number(budget.electrons, double),
         )
-        return (1.0 - used).clamp(min=0.0).float()
+        return (number(1.0, double) - torch.stack(parts, dim=1)).clamp_(min=0.0).float()
 
     def _check_action(self, action: Tensor, rows: Tensor) -> None:
         expected = (self.rows, *(self.action_space.shape or ()))
         if tuple(action.shape) != expected:
             raise ActionError(f"Actions must have shape {expected}; given {tuple(action.shape)}.")
         given = take(action, rows)
-        inside = (given >= self._low) & (given <= self._high)
-        if not bool(inside.all()):
+        if not torch.equal(given.clamp(self._low, self._high), given):  # unequal where it is NaN
+            inside = (given >= self._low) & (given <= self._high)
             low, high = (float(bound) for bound in (self._low.min(), self._high.max()))
             first = (~inside).nonzero()[0].tolist()
             entry = f", entry {first[1]}" if len(first) > 1 else ""

@@ -162,8 +162,8 @@ class StemEnv(_Face, gymnasium.Env[Any, Any]):
         """One action; never truncated, since the budget is part of the task."""
         step = self.batch.step(_as_tensor(action, self.batch, one=True))
         self._show()
-        ended = bool(step.terminated[0])
-        return _first_row(step.observation), float(step.reward[0]), ended, False, _first_numbers(step.metrics)
+        ended = bool(step.terminated.item())
+        return _first_row(step.observation), step.reward.item(), ended, False, _first_numbers(step.metrics)
 
     def _converted(self, observation: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         return _first_row(observation)
@@ -326,12 +326,12 @@ def _seeds_of_rows(seed: int | Sequence[int | None] | None, total: int, rows: Te
 
 
 def _first_row(observation: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    return {key: value.cpu().numpy()[0].copy() for key, value in observation.items()}
+    return {key: (value if value.is_cpu else value.cpu()).numpy()[0].copy() for key, value in observation.items()}
 
 
 def _first_numbers(metrics: Mapping[str, Tensor]) -> dict[str, Any]:
     """What is known of the one row; NaN stands for what is not, such as a mean over nothing."""
-    numbers = {key: value.tolist()[0] for key, value in metrics.items()}
+    numbers = {key: value.item() for key, value in metrics.items()}
     return {key: value for key, value in numbers.items() if value == value}
 
 

@@ -99,6 +99,8 @@ class Column(Instrument, Generic[Rows]):
     def _park(self, park: Park) -> Reading:
         place = torch.stack((park.x, park.y), dim=-1)
         write(self._now.place, park.rows, place)
+        if self.config.overheads.park_s == 0.0:
+            return no_dose(park, torch.zeros_like(park.x), {"place": place})
         return self._pass_time(park, torch.full_like(park.x, self.config.overheads.park_s), {"place": place})
 
     def _blank(self, blank: Blank) -> Reading:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stem_gym.core.batch import take, take_rows, write, write_rows, write_sum
+from stem_gym.core.batch import number, take, take_rows, write, write_rows, write_sum
 from stem_gym.core.config import parse
 from stem_gym.core.instructions import (
     Blank,
@@ -172,8 +172,8 @@ class SimulatedMicroscope(Column[_Rows]):
         config, state, rows = self.config, self._now, scan.rows
         check_region(scan.region)
         height, width = scan.shape
-        seconds = frame_time_s(scan.shape, scan.dwell_s, config.detector.flyback_s) + config.overheads.scan_s
-        knots, drift = self._advance(rows, (seconds / _FRAME_KNOTS).unsqueeze(1).expand(-1, _FRAME_KNOTS))
+        seconds = frame_time_s(scan.shape, scan.dwell_s, config.detector.flyback_s) + number(config.overheads.scan_s)
+        knots, drift = self._advance(rows, (seconds / number(_FRAME_KNOTS)).unsqueeze(1).expand(-1, _FRAME_KNOTS))
         shift = take(state.beam_shift_ang, rows).unsqueeze(1) - displacement_of_rows(knots, height)
         places = raster(scan, drift.distortion, shift)
         x, y, shift = places.x_ang, places.y_ang, places.shift_ang
@@ -181,10 +181,10 @@ class SimulatedMicroscope(Column[_Rows]):
             shift = shift + line_jitter_ang(self._streams, rows, height, config.detector)
         corner_ang, size_ang = places.corner_ang, places.size_ang
         cell, current = take(state.specimen.cell_ang, rows), take(state.current_pa, rows)
-        fraction = self._through_haze(imaging.scan_image(take(state.series, rows), cell, x, y, shift), rows)
+        fraction = self._through_haze(imaging.scan_image(state.series, cell, x, y, shift, rows), rows)
         mean = expected_electrons(fraction, current, scan.dwell_s, config.detector)
         counts = detect(mean, self._streams, rows, config.detector)
-        electrons = current * scan.dwell_s * (height * width * ELECTRONS_PER_PC)
+        electrons = current * scan.dwell_s * number(height * width * ELECTRONS_PER_PC)
         write(state.fov_ang, rows, scan.fov_ang)
         true_x, true_y = x + shift[:, :, 0].mean(1, keepdim=True), y + shift[:, :, 1]
         write_sum(state.dose_map, rows, dose.frame_map(electrons, true_x, true_y, cell, self._bins))
@@ -198,7 +198,7 @@ class SimulatedMicroscope(Column[_Rows]):
             "fov_ang": scan.fov_ang,
             "region": scan.region,
             "pixel_dwell_s": scan.dwell_s,
-            "electrons_per_pixel": electrons / (height * width),
+            "electrons_per_pixel": electrons / number(height * width),
             **self._detector_calibration(electrons),
         }
         return Reading("Scan", rows, seconds, electrons, areal, {"images": counts.unsqueeze(1)}, calibration)
@@ -206,14 +206,14 @@ class SimulatedMicroscope(Column[_Rows]):
     def _dwell(self, dwell: Dwell) -> Reading:
         config, state, rows = self.config, self._now, dwell.rows
         samples = samples_of(dwell, PATH_SAMPLES)
-        sample_s = dwell.time_s / samples
+        sample_s = dwell.time_s / number(samples)
         knots, drift = self._advance(rows, sample_s.unsqueeze(1).expand(-1, samples))
         parked = take(state.place, rows)
-        wanted = (parked - 0.5) * take(state.fov_ang, rows).unsqueeze(1)
+        wanted = (parked - number(0.5)) * take(state.fov_ang, rows).unsqueeze(1)
         place = (drift.distortion * wanted.unsqueeze(1)).sum(2) + take(state.beam_shift_ang, rows)
-        path = place.unsqueeze(1) - 0.5 * (knots[:, 1:] + knots[:, :-1])  # (n, J, 2)
+        path = place.unsqueeze(1) - number(0.5) * (knots[:, 1:] + knots[:, :-1])  # (n, J, 2)
         cell, current = take(state.specimen.cell_ang, rows), take(state.current_pa, rows)
-        fraction = self._through_haze(imaging.probe_signal(take(state.series, rows), cell, path), rows)
+        fraction = self._through_haze(imaging.probe_signal(state.series, cell, path, rows), rows)
         counts = detect(
             expected_electrons(fraction, current, sample_s, config.detector), self._streams, rows, config.detector
         )
@@ -223,7 +223,7 @@ class SimulatedMicroscope(Column[_Rows]):
             drift = drift_at(used, knots, take_rows(state.drift, rows), drift)
             counts = torch.where(torch.arange(samples, device=self.device) < used.unsqueeze(1), counts, torch.nan)
         seconds = sample_s * used
-        electrons = current * seconds * ELECTRONS_PER_PC
+        electrons = current * seconds * number(ELECTRONS_PER_PC)
         path = torch.gather(path, 1, spread_over(used, PATH_SAMPLES).unsqueeze(-1).expand(-1, -1, 2))
         write(state.probe_path_ang, rows, path)
         write_sum(state.dose_map, rows, dose.point_map(electrons, path, cell, self._bins))
@@ -234,10 +234,10 @@ class SimulatedMicroscope(Column[_Rows]):
             self._remove(config.removal, rows, areal)
         calibration = {
             "sample_s": sample_s,
-            "electrons_per_sample": current * sample_s * ELECTRONS_PER_PC,
+            "electrons_per_sample": current * sample_s * number(ELECTRONS_PER_PC),
             **self._detector_calibration(electrons),
         }
-        mean_areal = electrons / (0.25 * torch.pi * self._probe_fwhm_ang**2)
+        mean_areal = electrons / number(0.25 * torch.pi * self._probe_fwhm_ang**2)
         data = {"place": parked.clone(), **({"trace": counts} if dwell.trace else {})}
         return Reading("Dwell", rows, seconds, electrons, mean_areal, data, calibration)
 

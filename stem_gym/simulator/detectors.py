@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from stem_gym.core.batch import number
 from stem_gym.core.config import Config
 from stem_gym.core.units import ELECTRONS_PER_PC
 
@@ -40,10 +41,12 @@ class DetectorModel(Config):
 
 def expected_electrons(fraction: Tensor, current_pa: Tensor, dwell_s: Tensor, detector: DetectorModel) -> Tensor:
     """Expected electrons on the detector (B, …): collected fraction (B, …), current (B,) and time (B,) per reading."""
-    shape = (-1,) + (1,) * (fraction.ndim - 1)
-    dwell = dwell_s.reshape(shape)
-    collected = fraction.clamp(min=0.0) * (current_pa.reshape(shape) * dwell * ELECTRONS_PER_PC)
-    return collected + detector.dark_electrons_per_s * dwell if detector.dark_electrons_per_s else collected
+    shape, dtype = (-1,) + (1,) * (fraction.ndim - 1), dwell_s.dtype
+    beam = (current_pa * dwell_s * number(ELECTRONS_PER_PC, dtype)).reshape(shape)
+    collected = fraction.clamp(min=0.0).mul_(beam)
+    if detector.dark_electrons_per_s == 0.0:
+        return collected
+    return collected.add_((number(detector.dark_electrons_per_s, dtype) * dwell_s).reshape(shape))
 
 
 def detect(expected: Tensor, streams: CountingRows, rows: Tensor, detector: DetectorModel) -> Tensor:
@@ -57,7 +60,7 @@ def detect(expected: Tensor, streams: CountingRows, rows: Tensor, detector: Dete
     if detector.read_noise > 0.0:
         counts = counts + detector.read_noise * streams.normal(rows, tuple(expected.shape[1:]))
     whole = detector.gain % 1.0 == 0.0 and detector.offset % 1.0 == 0.0 and detector.read_noise == 0.0
-    return (counts if whole else torch.round(counts)).clamp(min=0.0, max=detector.saturation)
+    return (counts if whole else torch.round(counts)).clamp_(min=0.0, max=detector.saturation)
 
 
 def electrons_from_counts(counts: Tensor, detector: DetectorModel) -> Tensor:

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from stem_gym.core.batch import number
 from stem_gym.core.periodic import nearest_image
 
 
@@ -20,7 +21,9 @@ def frame_map(electrons: Tensor, x_ang: Tensor, y_ang: Tensor, cell_ang: Tensor,
     left, right, share = _corners(turns, bins)
     first, weight = _two_axes(x_ang.shape[1], y_ang.shape[1], bins, turns.device)
     empty = turns.new_zeros(turns.shape[0], 2 * bins)
-    both = empty.scatter_add(1, left + first, (1.0 - share) * weight).scatter_add(1, right + first, share * weight)
+    both = empty.scatter_add(1, left + first, (number(1.0, share.dtype) - share) * weight).scatter_add(
+        1, right + first, share * weight
+    )
     return _per_area(electrons, cell_ang, bins) * both[:, bins:, None] * both[:, None, :bins]
 
 
@@ -60,12 +63,13 @@ def dose_of_probe(atom_ang: Tensor, electrons: Tensor, path_ang: Tensor, cell_an
 
 
 def _per_area(electrons: Tensor, cell_ang: Tensor, bins: int) -> Tensor:
-    return (electrons * bins**2 / (cell_ang[:, 0] * cell_ang[:, 1]))[:, None, None]
+    return (electrons * number(bins**2, electrons.dtype) / (cell_ang[:, 0] * cell_ang[:, 1])).reshape(-1, 1, 1)
 
 
 def _corners(turns: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
     """Left bin, right bin and the right one's share for places in turns; bins are centred on (i + ½)/bins."""
-    scaled = torch.remainder(turns, 1.0) * bins - 0.5
+    one = number(1.0, turns.dtype)
+    scaled = torch.remainder(turns, one) * number(bins, turns.dtype) - number(0.5, turns.dtype)
     left = torch.floor(scaled)
     share = scaled - left
     index = left.long()

@@ -7,6 +7,7 @@ correlation time. It is advanced exactly over any time step, position and veloci
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from stem_gym.core.batch import number
 from stem_gym.core.config import Config
 
 
@@ -117,19 +119,30 @@ def _walk(model: DriftModel, given: tuple[Any, ...], xp: Any) -> tuple[Any, Any,
     gone = -xp.expm1(-scaled)
     # Exact covariance of an integrated Ornstein-Uhlenbeck step, for a velocity of variance s2 on each axis.
     velocity_variance = -xp.expm1(-2.0 * scaled)
-    to_path = gone * gone / xp.sqrt(xp.clip(velocity_variance, 1e-30, None))
-    rest = xp.clip(_path_variance(scaled, gone, velocity_variance, xp) - to_path * to_path, 0.0, None)
+    to_path = gone * gone / xp.sqrt(_at_least(1e-30, velocity_variance))
+    rest = _at_least(0.0, _path_variance(scaled, gone, velocity_variance, xp) - to_path * to_path)
     sigma = model.speed_ang_per_s / 2.0**0.5
     kick = sigma * xp.sqrt(velocity_variance) * noise[:, :, 0]
     wander = sigma * tau * (to_path * noise[:, :, 0] + xp.sqrt(rest) * noise[:, :, 1])
-    elapsed = xp.cumsum(dt_s, 1)
+    elapsed = dt_s.cumsum(1)
     velocities = _velocities(velocity, elapsed / tau, kick, xp)  # (B, J + 1, 2)
     stride = velocities[:, :-1] * gone * tau + wander
     if model.diffusion_ang2_per_s > 0.0:
         stride = stride + xp.sqrt(2.0 * model.diffusion_ang2_per_s * step_s)[..., None] * noise[:, :, 2]
-    places = position[:, None] + xp.cumsum(stride, 1)
+    places = position[:, None] + stride.cumsum(1)
     creeps = creep[:, None] * xp.exp(-elapsed[..., None] / model.settling_s)
     return places - creeps, places[:, -1], velocities[:, -1], creeps[:, -1]
+
+
+def _at_least(low: float, values: Any) -> Any:
+    """The values, none below `low`; by what starts soonest."""
+    return np.maximum(values, low) if isinstance(values, np.ndarray) else values.clamp(min=low)
+
+
+@functools.cache
+def _triangle(size: int) -> np.ndarray:
+    """Ones on and below the diagonal, (size, size)."""
+    return np.tri(size, dtype=np.float32)
 
 
 def row_times_s(shape: tuple[int, int], dwell_s: Tensor, flyback_s: float) -> Tensor:
@@ -142,7 +155,8 @@ def row_times_s(shape: tuple[int, int], dwell_s: Tensor, flyback_s: float) -> Te
 
 def frame_time_s(shape: tuple[int, int], dwell_s: Tensor, flyback_s: float) -> Tensor:
     """(B,) seconds that a frame (H, W) takes, the flyback after the last row included."""
-    return shape[0] * (shape[1] * dwell_s + flyback_s)
+    height, width, flyback = (number(float(part), dwell_s.dtype) for part in (*shape, flyback_s))
+    return height * (width * dwell_s + flyback)
 
 
 def distort(state: DriftState, xy_ang: Tensor) -> Tensor:
@@ -169,6 +183,7 @@ def _velocities(start: Any, elapsed: Any, kick: Any, xp: Any) -> Any:
     Each kick (B, J, 2) decays from the end of its step: a triangular product instead of a loop over the steps.
     """
     age = elapsed[:, :, None] - elapsed[:, None, :]  # (B, J, J), of kick i at the end of step j
-    decay = xp.tril(xp.exp(-xp.clip(age, 0.0, None)))
+    decay = xp.exp(-_at_least(0.0, age))
+    decay = decay * _triangle(age.shape[1]) if xp is np else xp.tril(decay)
     later = start[:, None] * xp.exp(-elapsed)[..., None] + xp.matmul(decay, kick)
     return xp.concatenate((start[:, None], later), 1)

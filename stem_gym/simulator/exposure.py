@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stem_gym.core.batch import ends
+from stem_gym.core.batch import ends, number
 from stem_gym.core.errors import InstructionError
 from stem_gym.core.instructions import Dwell, Scan, TraceRule
 from stem_gym.simulator.drift import DriftState
@@ -21,17 +21,19 @@ def pixel_centres(count: int, device: torch.device) -> Tensor:
 
 
 @functools.cache
-def _share_of_knots(knots: int, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The knot before each row's middle time, and how far (rows, 1) the row is towards the next."""
+@torch.inference_mode(False)
+def _share_of_knots(knots: int, rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The knots before and after each row's middle time, (rows,), and what share (rows, 1) each has."""
     at = pixel_centres(rows, device) * (knots - 1)
     left = at.floor().long()
-    return left, (at - left)[:, None]
+    share = (at - left)[:, None]
+    return left, left + 1, 1.0 - share, share
 
 
 def displacement_of_rows(knots: Tensor, rows: int) -> Tensor:
     """Displacements (n, rows, 2) at the middle times of evenly timed rows, straight between knots (n, J + 1, 2)."""
-    left, share = _share_of_knots(knots.shape[1], rows, knots.device)
-    return knots[:, left] * (1.0 - share) + knots[:, left + 1] * share
+    left, right, before, after = _share_of_knots(knots.shape[1], rows, knots.device)
+    return knots.index_select(1, left) * before + knots.index_select(1, right) * after
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,9 @@ class Raster:
 def raster(scan: Scan, distortion: Tensor, shift_ang: Tensor) -> Raster:
     """The raster of a scan under a distortion (n, 2, 2), upper triangular, with shifts (n, H, 2) of its rows."""
     height, width = scan.shape
-    corner_ang = (scan.region[:, :2] - 0.5) * scan.fov_ang.unsqueeze(1)
-    size_ang = scan.region[:, 2:] * scan.fov_ang.unsqueeze(1)
+    fov_ang = scan.fov_ang.unsqueeze(1)
+    corner_ang = (scan.region[:, :2] - number(0.5, fov_ang.dtype)) * fov_ang
+    size_ang = scan.region[:, 2:] * fov_ang
     x = corner_ang[:, :1] + size_ang[:, :1] * pixel_centres(width, scan.fov_ang.device)
     y = corner_ang[:, 1:] + size_ang[:, 1:] * pixel_centres(height, scan.fov_ang.device)
     shift_ang = shift_ang + torch.stack((distortion[:, 0, 1:] * y, torch.zeros_like(y)), dim=-1)
@@ -108,7 +111,7 @@ def drift_at(used: Tensor, knots: Tensor, before: DriftState, after: DriftState)
 
 def check_region(region: Tensor) -> None:
     """Refuse regions (n, 4) that are empty or reach beyond the frame. Raises InstructionError."""
-    corner, size = region.split(2, dim=1)
+    corner, size = region[:, :2], region[:, 2:]
     if len(region) and (ends(size)[0] <= 0.0 or ends(corner + size)[1] > 1.0 + 1e-5):
         raise InstructionError(
             "Scan.region is (left, top, width, height) in fractions of the frame, with positive size and inside it; "

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stem_gym.core.batch import number
 from stem_gym.core.errors import ConfigError
 
 # A row's working set is about 100 kB; sixteen rows stay in the second-level cache, which halves a large batch's time.
@@ -53,24 +54,27 @@ def harmonic_table(turns: Tensor, count: int) -> Tensor:
 
     By the addition theorem with h = coarse + fine: 2 sqrt(N) cosines and sines a place instead of N.
     """
-    orders, fine = _fine_and_coarse(count, turns.dtype, turns.device)
-    angle = (2.0 * math.pi) * (turns - torch.round(turns.detach()))[:, None] * orders  # (B, fine + coarse, P)
+    orders, sizes = _fine_and_coarse(count, turns.dtype, turns.device)
+    angle = (
+        number(2.0 * math.pi, turns.dtype) * (turns - torch.round(turns.detach())).unsqueeze(1) * orders
+    )  # (B, fine + coarse, P)
     cosine, sine = torch.cos(angle), torch.sin(angle)
-    first = torch.stack((cosine[:, :fine], sine[:, :fine]), dim=1)[:, :, None]  # (B, 2, 1, fine, P)
-    turned = torch.stack((-sine[:, :fine], cosine[:, :fine]), dim=1)[:, :, None]
-    start_cosine, start_sine = cosine[:, None, fine:, None], sine[:, None, fine:, None]
-    table = torch.addcmul(start_cosine * first, start_sine, turned)  # (B, 2, coarse, fine, P)
+    (fine_cosine, start_cosine), (fine_sine, start_sine) = (part.split_with_sizes(sizes, 1) for part in (cosine, sine))
+    first = torch.stack((fine_cosine, fine_sine), dim=1).unsqueeze(2)  # (B, 2, 1, fine, P)
+    turned = torch.stack((fine_sine.neg(), fine_cosine), dim=1).unsqueeze(2)
+    start_cosine, start_sine = (part[:, None, :, None] for part in (start_cosine, start_sine))
+    table = (start_cosine * first).addcmul_(start_sine, turned)  # (B, 2, coarse, fine, P)
     return table.reshape(turns.shape[0], -1, turns.shape[1])
 
 
 @functools.cache
 @torch.inference_mode(False)  # kept tensors serve gradients too
-def _fine_and_coarse(count: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, int]:
-    """The two factors' orders one after the other, (1, fine + coarse, 1), and how many are fine."""
+def _fine_and_coarse(count: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, tuple[int, int]]:
+    """The two factors' orders one after the other, (1, fine + coarse, 1), and how many there are of each."""
     fine = math.isqrt(count - 1) + 1
     coarse = padded_orders(count) // fine
     orders = torch.cat((torch.arange(fine), fine * torch.arange(coarse)))
-    return orders.to(dtype=dtype, device=device)[None, :, None], fine
+    return orders.to(dtype=dtype, device=device)[None, :, None], (fine, coarse)
 
 
 def in_blocks(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:

@@ -13,11 +13,13 @@ The image is real, so only hx >= 0 is kept; hy runs from -(Ny - 1)/2 to (Ny - 1)
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from stem_gym.core.batch import names_every
 from stem_gym.core.errors import ConfigError
 from stem_gym.simulator.harmonics import Harmonics, harmonic_table, in_blocks, padded_orders
 from stem_gym.simulator.scattering import OBJECT_SIGMA_ANG, haadf_cross_section_ang2
@@ -120,26 +122,30 @@ def real_series(coefficients: Tensor) -> Tensor:
 
 
 def scan_image(
-    coefficients: Tensor, cell_ang: Tensor, x_ang: Tensor, y_ang: Tensor, row_offset_ang: Tensor | None = None
+    coefficients: Tensor,
+    cell_ang: Tensor,
+    x_ang: Tensor,
+    y_ang: Tensor,
+    row_offset_ang: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """Expected collected fraction on a raster: (B, H, W).
 
     `coefficients` (B, Ny, Nx) complex or their `real_series`, `cell_ang` (B, 2), columns `x_ang` (B, W), scan rows
     `y_ang` (B, H). `row_offset_ang` (B, H, 2) is added to the probe's place on the specimen for each scan row, and is
-    exact, not interpolated.
+    exact, not interpolated. With `rows` (B,) the coefficients are those of more rows, of which these are scanned.
     """
-    series = real_series(coefficients) if coefficients.is_complex() else coefficients
     if row_offset_ang is None:
-        return in_blocks(_still_scan, series, x_ang / cell_ang[:, :1], y_ang / cell_ang[:, 1:])
+        return _of_rows(_still_scan, coefficients, rows, x_ang / cell_ang[:, :1], y_ang / cell_ang[:, 1:])
     y_ang = y_ang + row_offset_ang[..., 1]
     shift = row_offset_ang[..., 0] / cell_ang[:, :1]
-    return in_blocks(_shifted_scan, series, x_ang / cell_ang[:, :1], y_ang / cell_ang[:, 1:], shift)
+    return _of_rows(_shifted_scan, coefficients, rows, x_ang / cell_ang[:, :1], y_ang / cell_ang[:, 1:], shift)
 
 
-def probe_signal(coefficients: Tensor, cell_ang: Tensor, xy_ang: Tensor) -> Tensor:
-    """Expected collected fraction at single probe places (B, J, 2): (B, J); coefficients as in `scan_image`."""
-    series = real_series(coefficients) if coefficients.is_complex() else coefficients
-    return in_blocks(_points, series, xy_ang[..., 0] / cell_ang[:, :1], xy_ang[..., 1] / cell_ang[:, 1:])
+def probe_signal(coefficients: Tensor, cell_ang: Tensor, xy_ang: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Expected collected fraction at probe places (B, J, 2): (B, J); coefficients and rows as in `scan_image`."""
+    x_turns, y_turns = xy_ang[..., 0] / cell_ang[:, :1], xy_ang[..., 1] / cell_ang[:, 1:]
+    return _of_rows(_points, coefficients, rows, x_turns, y_turns)
 
 
 def image_grid(coefficients: Tensor, ny: int, nx: int) -> Tensor:
@@ -174,6 +180,14 @@ def grid_coefficients(image: Tensor, harmonics: Harmonics) -> Tensor:
     return torch.cat((spectrum[:, ny - half :], spectrum[:, : half + 1]), dim=1)
 
 
+def _of_rows(function: Callable[..., Tensor], coefficients: Tensor, rows: Tensor | None, *places: Tensor) -> Tensor:
+    """`function` of the series of the named rows, which are picked block by block and so stay in the cache."""
+    series = real_series(coefficients) if coefficients.is_complex() else coefficients
+    if rows is None or names_every(rows, len(series)):
+        return in_blocks(function, series, *places)
+    return in_blocks(lambda some, *turns: function(series.index_select(0, some), *turns), rows, *places)
+
+
 def _still_scan(series: Tensor, x_turns: Tensor, y_turns: Tensor) -> Tensor:
     """`scan_image` without row offsets; places in parts of the cell, (B, W) and (B, H)."""
     table = harmonic_table(torch.cat((y_turns, x_turns), dim=1), series.shape[1] // 2)
@@ -191,8 +205,8 @@ def _shifted_scan(series: Tensor, x_turns: Tensor, y_turns: Tensor, shift_turns:
     cosine, sine = table[:, :size, rows : 2 * rows], table[:, size:, rows : 2 * rows]
     shifted = torch.cat(
         (
-            torch.addcmul(real * cosine, imaginary, sine),
-            torch.addcmul(imaginary * cosine, real, sine, value=-1.0),
+            (real * cosine).addcmul_(imaginary, sine),
+            (imaginary * cosine).addcmul_(real, sine, value=-1.0),
         ),
         dim=1,
     )

@@ -15,7 +15,7 @@ from gymnasium import spaces
 from pydantic import Field
 from torch import Tensor
 
-from stem_gym.core.batch import add, changed, put, rows_where, take
+from stem_gym.core.batch import add, changed, number, put, rows_where, take
 from stem_gym.core.config import Config
 from stem_gym.core.elements import atomic_number_of
 from stem_gym.core.errors import ConfigError
@@ -26,6 +26,7 @@ from stem_gym.core.task import Marks, Needs, Observation, Score, Task
 TRACE_SAMPLES = 16
 _MARKED_DWELLS = 32  # the last dwells that a picture shows
 _FAR_ANG = 1e6
+_FAINTEST = -30.0  # logarithm of what is too faint to be drawn; numbers far below are subnormal, which is slow
 
 
 class AtomTargetingConfig(Config):
@@ -211,23 +212,25 @@ class AtomTargeting(Task[State]):
         """Scans for some rows, park and dwell for the others."""
         config = self.config
         action = take(action, rows)
-        scans = action[:, 0] >= 0.0
-        part = (0.5 * (action[:, 1:] + 1.0)).clamp(0.0, 1.0)  # (n, 4) x, y, size, time; rounding beyond the ends is cut
+        scans = action[:, 0] >= number(0.0)
+        part = (number(0.5) * (action[:, 1:] + number(1.0))).clamp(
+            0.0, 1.0
+        )  # (n, 4) x, y, size, time; rounding beyond the ends is cut
         place = part[:, :2]
         smallest = config.scan_side_min_ang / config.fov_ang
-        side = (smallest + (1.0 - smallest) * part[:, 2:3]).expand(-1, 2)
-        corner = torch.minimum((place - 0.5 * side).clamp(min=0.0), 1.0 - side)
-        region = torch.cat((corner, side), dim=1)
-        pixel_s = _between(config.pixel_dwell_min_s, config.pixel_dwell_max_s, part[:, 3])
-        dwell_s = _between(config.dwell_min_s, config.dwell_max_s, part[:, 3])
         frames, stays = rows_where(scans), rows_where(~scans)
         instructions: list[Instruction] = []
         if len(frames):
+            side = (number(smallest) + number(1.0 - smallest) * part[:, 2:3]).expand(-1, 2)
+            corner = torch.minimum((place - number(0.5) * side).clamp(min=0.0), number(1.0) - side)
+            region = torch.cat((corner, side), dim=1)
+            pixel_s = _between(config.pixel_dwell_min_s, config.pixel_dwell_max_s, part[:, 3])
             instructions.append(self._scan(*(take(part, frames) for part in (rows, region, pixel_s))))
         if len(stays):
             parked = take(rows, stays)
+            dwell_s = _between(config.dwell_min_s, config.dwell_max_s, take(part, stays)[:, 3])
             instructions.append(Park(parked, *take(place, stays).unbind(1)))
-            instructions.append(Dwell(parked, take(dwell_s, stays), trace=TRACE_SAMPLES))
+            instructions.append(Dwell(parked, dwell_s, trace=TRACE_SAMPLES))
         return instructions
 
     def observe(self, state: State, readings: Sequence[Reading]) -> tuple[State, Observation]:
@@ -254,7 +257,8 @@ class AtomTargeting(Task[State]):
             state = self._judge(self._look_up_targets(state, truth), readings, truth)
         gains = torch.stack((state.seen_useful - seen_before, state.useful - true_before))
         terms = self._terms(gains, spent, seconds)
-        reward_seen, reward_true = torch.stack(tuple(terms.values())).sum(0).unbind(0)
+        useful, elsewhere, time = terms.values()
+        reward_seen, reward_true = (useful + elsewhere + time).unbind(0)
         state = changed(
             state,
             seen_before=state.seen_useful,
@@ -262,8 +266,8 @@ class AtomTargeting(Task[State]):
             score_truth=state.score_truth + reward_true if for_truth else state.score_truth,
         )
         by_truth = for_truth and self.config.scores_from == "truth"
-        served = ((state.delivered >= wanted) & state.is_target).sum(1)
-        seen = (state.site_electrons >= wanted).sum(1)
+        served = ((state.delivered >= number(wanted)) & state.is_target).sum(1)
+        seen = (state.site_electrons >= number(wanted)).sum(1)
         needed = state.is_target.sum(1).clamp(min=1) if for_truth else torch.full_like(seen, self.config.targets)
         success, success_seen = served >= needed, seen >= self.config.targets
         lost = state.lost & ~success if for_truth else torch.zeros_like(success)
@@ -278,7 +282,7 @@ class AtomTargeting(Task[State]):
         }
         if for_truth:
             metrics["score_truth"] = state.score_truth
-            metrics["pointing_error_pm"] = 100.0 * torch.sqrt(state.squared_error_ang2 / state.dwells)
+            metrics["pointing_error_pm"] = number(100.0) * torch.sqrt(state.squared_error_ang2 / state.dwells)
         reward = reward_true if by_truth else reward_seen
         terminated = (success if by_truth else success_seen) | lost
         return state, Score(reward, terminated, metrics)
@@ -302,7 +306,7 @@ class AtomTargeting(Task[State]):
         """What a frame that ended at `clock_s` changes in the state."""
         rows, calibration = reading.rows, reading.calibration
         fraction = _fraction(reading.data["images"][:, 0], calibration, "electrons_per_pixel")
-        image = (fraction * (255.0 / self.config.image_full_scale)).round().clamp(0.0, 255.0).to(torch.uint8)
+        image = fraction.mul_(255.0 / self.config.image_full_scale).round_().clamp_(0.0, 255.0).to(torch.uint8)
         return {
             "image": put(state.image, rows, image),
             "region": put(state.region, rows, calibration["region"]),
@@ -314,13 +318,13 @@ class AtomTargeting(Task[State]):
         """What a dwell that ended at `clock_s` changes in the state."""
         config, rows, place = self.config, reading.rows, reading.data["place"]
         fraction = _fraction(reading.data["trace"], reading.calibration, "electrons_per_sample")  # (n, J)
-        accepted = reading.electrons * (fraction > config.accepted_fraction).float().mean(1)
+        accepted = reading.electrons * (fraction > number(config.accepted_fraction)).float().mean(1)
         quarter = TRACE_SAMPLES // 4
         signal = torch.stack(
             (fraction.mean(1), fraction[:, :quarter].mean(1), fraction[:, -quarter:].mean(1), fraction.amin(1)), dim=1
-        ) / (4.0 * config.accepted_fraction)
+        ) / number(4.0 * config.accepted_fraction)
         zero = torch.zeros_like(reading.seconds)
-        trace = torch.cat((signal, torch.stack((reading.seconds / config.dwell_max_s, zero), dim=1)), dim=1)
+        trace = torch.cat((signal, torch.stack((reading.seconds / number(config.dwell_max_s), zero), dim=1)), dim=1)
         before = take(state.site_electrons, rows)
         site, electrons = self._credit(take(state.site, rows), before, place, accepted)
         gain = electrons.clamp(max=config.wanted_electrons) - before.clamp(max=config.wanted_electrons)
@@ -340,44 +344,51 @@ class AtomTargeting(Task[State]):
 
         The electrons go to the nearest known site within reach, else to the first free one; the site moves along.
         """
-        empty = electrons <= 0.0
-        distance_ang = (site - place.unsqueeze(1)).norm(dim=-1) * self.config.fov_ang
-        distance_ang = torch.where(empty, _FAR_ANG, distance_ang)
+        empty = electrons <= number(0.0)
+        distance_ang = (site - place.unsqueeze(1)).norm(dim=-1) * number(self.config.fov_ang)
+        distance_ang = torch.where(empty, number(_FAR_ANG), distance_ang)
         nearest_ang, nearest = distance_ang.min(1)
-        reachable = nearest_ang < self.config.site_merge_ang
+        reachable = nearest_ang < number(self.config.site_merge_ang)
         slot = torch.where(reachable, nearest, empty.float().argmax(1))
-        takes = (accepted > 0.0) & (reachable | empty.any(1))
+        takes = (accepted > number(0.0)) & (reachable | empty.any(1))
         chosen = (self._slots.to(slot.device) == slot.unsqueeze(1)) & takes.unsqueeze(1)
         moved = torch.where(chosen.unsqueeze(-1), place.unsqueeze(1), site)
         return moved, electrons + chosen * accepted.unsqueeze(1)
 
     def _observation(self, state: State) -> Observation:
         config = self.config
-        share = (state.site_electrons / config.wanted_electrons).clamp(max=2.0)
+        share = (state.site_electrons / number(config.wanted_electrons)).clamp(max=2.0)
         ended_s = torch.stack((state.frame_s, state.dwelled_s), dim=1)
-        age, trace_age = ((state.clock_s.unsqueeze(1) - ended_s) / 10.0).clamp(0.0, 1.0).split(1, dim=1)
-        trace = torch.cat((state.trace[:, :5].clamp(0.0, 4.0), trace_age), dim=1)
-        known = (share > 0.0).unsqueeze(-1)
+        ages = ((state.clock_s.unsqueeze(1) - ended_s) / number(10.0)).clamp(0.0, 1.0)
+        trace = torch.cat((state.trace[:, :5].clamp(0.0, 4.0), ages[:, 1:]), dim=1)
+        known = (share > number(0.0)).unsqueeze(-1)
         return {
-            "image": torch.stack((state.image, self._draw_delivered(state, share)), dim=1),
+            "image": self._draw(state, share),
             "region": state.region.clone(),
             "frame": torch.cat(
-                ((state.pixel_dwell_s / config.pixel_dwell_max_s).clamp(0.0, 1.0).unsqueeze(1), age), dim=1
+                (
+                    (state.pixel_dwell_s / number(config.pixel_dwell_max_s)).clamp(0.0, 1.0).unsqueeze(1),
+                    ages[:, :1],
+                ),
+                dim=1,
             ),
             "dwell": trace,
             "probe": state.place.clone(),
             "delivered": torch.cat((state.site * known, share.unsqueeze(-1)), dim=-1),
         }
 
-    def _draw_delivered(self, state: State, share: Tensor) -> Tensor:
-        """The sites as soft spots on the region of the last frame: (B, H, W) uint8."""
-        corner, size = state.region[:, None, :, None].split(2, dim=2)
-        sigma = self.config.probe_fwhm_ang / self.config.fov_ang
+    def _draw(self, state: State, share: Tensor) -> Tensor:
+        """The last frame, and the sites as soft spots on its region: (B, 2, H, W) uint8."""
+        region = state.region[:, None, :, None]
+        corner, size = region[:, :, :2], region[:, :, 2:]
+        sigma = number(self.config.probe_fwhm_ang / self.config.fov_ang)
         places = corner + size * self._pixel_centres.to(share.device)
         away = (places - state.site.unsqueeze(-1)) / sigma  # (B, N, 2, pixels)
-        along_x, along_y = torch.exp(-0.5 * away.square()).unbind(2)
-        spots = torch.bmm((along_y * (255.0 * share.clamp(max=1.0)).unsqueeze(-1)).transpose(1, 2), along_x)
-        return spots.clamp(max=255.0).to(torch.uint8)
+        along_x, along_y = torch.exp((number(-0.5) * away.square()).clamp_(min=_FAINTEST)).unbind(2)
+        spots = torch.bmm((along_y * (number(255.0) * share.clamp(max=1.0)).unsqueeze(-1)).transpose(1, 2), along_x)
+        both = state.image.new_empty(len(spots), 2, *spots.shape[1:])
+        both[:, 0], both[:, 1] = state.image, spots.clamp_(max=255.0)
+        return both
 
     def _look_up_targets(self, state: State, truth: Mapping[str, Tensor]) -> State:
         """The wanted atoms inside the first frame, nearest to its centre first; once an episode."""
@@ -412,8 +423,8 @@ class AtomTargeting(Task[State]):
             delta = take(truth["probe_path_ang"], rows).unsqueeze(1) - atom.unsqueeze(2)
             cell = take(truth["cell_ang"], rows)[:, None, None]
             square = nearest_image(delta, cell).square().sum(-1)  # (n, N, P)
-            square = torch.where(take(state.is_target, rows).unsqueeze(-1), square, _FAR_ANG)
-            near = (square < self.config.radius_ang**2) & take(present, rows).unsqueeze(-1)
+            square = torch.where(take(state.is_target, rows).unsqueeze(-1), square, number(_FAR_ANG))
+            near = (square < number(self.config.radius_ang**2)) & take(present, rows).unsqueeze(-1)
             here = take(delivered, rows) + near.float().mean(2) * reading.electrons.unsqueeze(1)
             within = here.clamp(max=wanted).sum(1)
             delivered = put(delivered, rows, here)
@@ -426,16 +437,16 @@ class AtomTargeting(Task[State]):
             useful=useful,
             squared_error_ang2=squared_error_ang2,
             dwells=dwells,
-            lost=~(present & (delivered < wanted)).any(1),
+            lost=~(present & (delivered < number(wanted))).any(1),
         )
 
     def _terms(self, useful: Tensor, spent: Tensor, seconds: Tensor) -> dict[str, Tensor]:
         """The three terms of the reward of a step for useful electrons (2, B) as perceived and in truth."""
-        config = self.config
+        config, wanted = self.config, number(self.config.wanted_electrons)
         return {
-            "reward_useful": useful / config.wanted_electrons,
-            "reward_elsewhere": -config.elsewhere_weight * (spent - useful) / config.wanted_electrons,
-            "reward_time": (-config.time_weight * seconds / 60.0).expand(2, -1),
+            "reward_useful": useful / wanted,
+            "reward_elsewhere": number(-config.elsewhere_weight) * (spent - useful) / wanted,
+            "reward_time": (number(-config.time_weight) * seconds / number(60.0)).expand(2, -1),
         }
 
 
@@ -460,7 +471,7 @@ def _check(config: AtomTargetingConfig) -> None:
 
 def _between(low: float, high: float, part: Tensor) -> Tensor:
     """Logarithmic from low (part 0) to high (part 1)."""
-    return low * (high / low) ** part
+    return number(low) * number(high / low) ** part
 
 
 def _fraction(counts: Tensor, calibration: Mapping[str, Tensor], electrons: str) -> Tensor:
@@ -469,7 +480,7 @@ def _fraction(counts: Tensor, calibration: Mapping[str, Tensor], electrons: str)
     gain, offset, beam = (
         calibration[key].reshape(shape) for key in ("counts_per_electron", "counts_offset", electrons)
     )
-    return (counts - offset) / (gain * beam)
+    return (counts - offset).div_(gain * beam)
 
 
 def _gather(places: Tensor, index: Tensor) -> Tensor:

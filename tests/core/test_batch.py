@@ -12,8 +12,10 @@ from stem_gym.core.batch import (
     add,
     changed,
     clone_rows,
+    ends,
     every_row,
     names_every,
+    number,
     put,
     put_rows,
     rows_where,
@@ -128,3 +130,26 @@ def test_the_numbers_of_all_rows_serve_gradients():
     values = torch.ones(2000, requires_grad=True)
     values.index_select(0, rows).sum().backward()
     assert float(values.grad.sum()) == 977.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_number_kept_as_a_tensor_computes_as_the_number_does(dtype):
+    values = torch.rand(1000, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    for value in (1 / 3, 1e9, 60.0, 6.241509074e6):
+        kept = number(value, dtype)
+        pairs = [(values * kept, values * value), (values / kept, values / value), (kept - values, value - values)]
+        for ours, plain in [*pairs, (values + kept, values + value), (values >= kept / value, values >= 1.0)]:
+            assert ours.dtype == plain.dtype and torch.equal(ours, plain)
+    with torch.inference_mode():
+        number(0.123)
+    assert not number(0.123).is_inference()
+
+
+@pytest.mark.parametrize("count", [1, 2, 64, 65])
+def test_the_ends_of_numbers_are_nan_where_one_is(count):
+    values = torch.linspace(-1.0, 3.0, count)
+    assert ends(values) == (float(values.min()), float(values.max()))
+    assert ends(values.reshape(count, 1)) == ends(values)
+    values[-1] = torch.nan
+    low, high = ends(values)
+    assert low != low and high != high

@@ -325,6 +325,14 @@ def test_rows_do_not_depend_on_the_batch():
         index = torch.tensor(rows)
         for part, full in zip(images(index), whole, strict=True):
             assert torch.equal(part, full[index])
+        coefficients, cell = whole[0], specimen.cell_ang[index]
+        picked = [
+            scan_image(coefficients, cell, x[index], y[index], offset[index], rows=index),
+            scan_image(coefficients, cell, x[index], y[index], rows=index),
+            probe_signal(coefficients, cell, offset[index, :20], rows=index),
+        ]
+        for part, full in zip(picked, whole[1:], strict=True):
+            assert torch.equal(part, full[index])
 
 
 @pytest.mark.parametrize(
