@@ -26,7 +26,8 @@ from stem_gym.surrogates.gaussian_law import GaussianLaw
 from stem_gym.surrogates.information import Forecast
 
 _FEW = 0.3  # share of the particles below which their effective number calls for new ones
-_MOVES = (1.0, 0.5, 0.25)  # lengths of the Metropolis steps, in units of the best for a Gaussian
+_MOVES = (0.8, 0.3)  # lengths of the Metropolis steps, in units of the best for a Gaussian
+_WIDER = 1.2  # how much wider than the particles the Gaussian is, from which all are drawn anew once
 _BEST_STEP = 2.38  # over the root of the dimension (Roberts, Gelman and Gilks, Ann. Appl. Probab. 7, 110, 1997)
 _HALF_LOG_TAU = 0.5 * math.log(2.0 * math.pi)
 
@@ -229,18 +230,28 @@ class Referee:
             return
         before = _take(self._cloud, rows)
         offset = self._streams.uniform(rows, (len(self._laws), 1))
-        step = _factor_of_covariance(before.z, before.log_weight)
+        centre, step = _gaussian_of(before.z, before.log_weight)
         index = _systematic(before.log_weight, self.particles, offset)
         cloud = _Cloud(*(_gather(getattr(before, one.name), index) for one in fields(_Cloud)))
         cloud.log_weight = torch.full_like(cloud.log_weight, -math.log(self.particles))
+        cloud = self._moved(cloud, _WIDER * step, rows, centre)
         for length in _MOVES:
             cloud = self._moved(cloud, step * (length * _BEST_STEP / math.sqrt(self._width)), rows)
         _put(self._cloud, rows, cloud)
 
-    def _moved(self, cloud: _Cloud, step: Tensor, rows: Tensor) -> _Cloud:
-        """One step of Metropolis for each particle, by Gaussian steps of a given factor (n, L, Q, Q)."""
+    def _moved(self, cloud: _Cloud, step: Tensor, rows: Tensor, centre: Tensor | None = None) -> _Cloud:
+        """One step of Metropolis and Hastings for each particle, by a Gaussian of a given factor (n, L, Q, Q).
+
+        It lies around the particle, or around a `centre` (n, L, 1, Q) that all have in common.
+        """
         shape = cloud.z.shape[1:]
-        proposed = cloud.z + torch.einsum("nlij,nlpj->nlpi", step, self._streams.normal(rows, shape))
+        normal = self._streams.normal(rows, shape)
+        way = torch.einsum("nlij,nlpj->nlpi", step, normal)
+        proposed = (cloud.z if centre is None else centre) + way
+        odds = torch.zeros_like(cloud.log_likelihood)  # of proposing the way back over the way there
+        if centre is not None:
+            back = torch.linalg.solve_triangular(step, (cloud.z - centre).mT, upper=False)  # (n, L, Q, N)
+            odds = 0.5 * (normal.square().sum(3) - back.square().sum(2))
         site_value = torch.zeros_like(cloud.site_value)
         likelihood, misfit = torch.zeros_like(cloud.log_likelihood), torch.zeros_like(cloud.misfit)
         used = self._used[rows]
@@ -251,6 +262,7 @@ class Referee:
             misfit = misfit + torch.where(there, square, torch.zeros_like(square))
             site_value = torch.where(there.unsqueeze(3), after, site_value)
         gain = likelihood - cloud.log_likelihood - 0.5 * (proposed.square().sum(3) - cloud.z.square().sum(3))
+        gain = gain + odds
         taken = self._streams.uniform(rows, shape[:2]).log() < gain
         fresh = _Cloud(proposed, cloud.log_weight, likelihood, misfit, site_value)
         return _Cloud(
@@ -284,14 +296,14 @@ def _systematic(log_weight: Tensor, draws: int, offset: Tensor) -> Tensor:
     return torch.searchsorted(below, wanted.contiguous()).clamp(max=log_weight.shape[2] - 1)
 
 
-def _factor_of_covariance(z: Tensor, log_weight: Tensor) -> Tensor:
-    """The Cholesky factor (B, L, Q, Q) of the weighted particles' covariance, kept off singular."""
+def _gaussian_of(z: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (B, L, 1, Q) and Cholesky factor (B, L, Q, Q) of the weighted particles' covariance, kept off singular."""
     weight = torch.exp(log_weight).unsqueeze(3)
     mean = (weight * z).sum(2, keepdim=True)
     centred = z - mean
     covariance = torch.einsum("blpi,blpj->blij", weight * centred, centred).double()
     floor = 1e-6 * torch.eye(z.shape[3], dtype=torch.float64)
-    return torch.linalg.cholesky(covariance + floor).float()
+    return mean, torch.linalg.cholesky(covariance + floor).float()
 
 
 def _gather(whole: Tensor, index: Tensor) -> Tensor:

@@ -1,0 +1,130 @@
+"""What experiments are expected to tell, against nested Monte Carlo, closed forms and limits."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from stem_gym.core.experiments import Noise
+from stem_gym.surrogates.information import (
+    Forecast,
+    bma_variance,
+    box_hill,
+    evened,
+    expected_information,
+    information_bound,
+    unevened,
+)
+from tests.surrogates.campaigns import drawn
+
+NOISE = Noise(absolute=8.0, relative=0.08)
+EVEN = Noise(absolute=2.0)
+
+
+def forecast(rows: int = 3, laws: int = 4, draws: int = 400, experiments: int = 6, noise: Noise = NOISE) -> Forecast:
+    """Log-normal values of different medians and spreads."""
+    middle = 60.0 * torch.exp(drawn(rows, laws, 1, experiments, seed=1))
+    spread = 0.05 + 0.4 * torch.rand(rows, laws, 1, experiments, generator=torch.Generator().manual_seed(2))
+    value = middle * torch.exp(spread * drawn(rows, laws, draws, experiments, seed=3))
+    return Forecast(value, noise, torch.linspace(1.0, 3.0, rows))
+
+
+def probabilities(rows: int = 3, laws: int = 4) -> torch.Tensor:
+    return torch.softmax(1.5 * drawn(rows, laws, seed=4), dim=1)
+
+
+def nested(probability: torch.Tensor, told: Forecast, samples: int = 4000) -> tuple[torch.Tensor, torch.Tensor]:
+    """The information (B, E) of the very mixtures by Monte Carlo over measurements, and its standard error."""
+    value = told.value.double()
+    rows, laws, draws, experiments = value.shape
+    generator = torch.Generator().manual_seed(5)
+    index = torch.randint(0, draws, (rows, laws, samples, experiments), generator=generator)
+    true = value.gather(2, index)
+    sd = told.noise_factor.double()[:, None, None, None] * (NOISE.absolute**2 + (NOISE.relative * value) ** 2).sqrt()
+    shown = true + sd.gather(2, index) * torch.randn(true.shape, generator=generator, dtype=torch.float64)
+    gain = torch.zeros(rows, laws, samples, experiments, dtype=torch.float64)
+    for row in range(rows):
+        for number in range(experiments):
+            y = shown[row, :, :, number].flatten()
+            log = -0.5 * ((y[:, None, None] - value[row, :, :, number]) / sd[row, :, :, number]).square()
+            density = (log - sd[row, :, :, number].log()).logsumexp(2) - math.log(draws)  # (L · samples, L)
+            mixture = (density + probability[row].double().log()).logsumexp(1)
+            own = density.reshape(laws, samples, laws).diagonal(dim1=0, dim2=2).T  # (L, samples)
+            gain[row, :, :, number] = own - mixture.reshape(laws, samples)
+    weight = probability.double()[:, :, None]
+    error = (weight.square() * gain.var(2) / samples).sum(1).sqrt()
+    return (weight * gain.mean(2)).sum(1), error
+
+
+def test_the_quadrature_is_the_nested_monte_carlo_within_its_error():
+    told = forecast(rows=2, draws=60, experiments=4)
+    probability = probabilities(rows=2)
+    expected, error = nested(probability, told)
+    found = expected_information(probability, told).double()
+    assert bool(((found - expected).abs() < 5.0 * error + 0.01 * expected).all()), (found, expected, error)
+
+
+def test_two_values_that_noise_does_not_mix_tell_the_entropy():
+    value = torch.tensor([100.0, 400.0]).reshape(1, 2, 1, 1).expand(1, 2, 50, 1)
+    probability = torch.tensor([[0.3, 0.7]])
+    entropy = -(0.3 * math.log(0.3) + 0.7 * math.log(0.7))
+    assert float(expected_information(probability, Forecast(value, EVEN, torch.ones(1)))) == pytest.approx(
+        entropy, abs=1e-4
+    )
+    assert float(information_bound(probability, Forecast(value, EVEN, torch.ones(1)))) == pytest.approx(
+        entropy, abs=1e-4
+    )
+
+
+def test_equal_predictions_tell_nothing():
+    value = forecast().value[:, :1].expand(-1, 4, -1, -1)
+    told = Forecast(value, NOISE, torch.ones(3))
+    assert float(expected_information(probabilities(), told).max()) < 1e-5
+    assert float(information_bound(probabilities(), told).max()) < 1e-5
+    assert float(box_hill(probabilities(), told).abs().max()) < 1e-5
+
+
+def test_it_is_never_negative_nor_more_than_the_entropy_and_falls_with_noise():
+    probability, told = probabilities(), forecast()
+    entropy = -(probability * probability.log()).sum(1, keepdim=True)
+    loud = Forecast(told.value, told.noise, 10.0 * told.noise_factor)
+    for figure in (expected_information, information_bound):
+        found = figure(probability, told)
+        assert bool((found >= 0.0).all()) and bool((found <= entropy + 1e-5).all())
+        assert bool((entropy <= math.log(4)).all())
+        assert bool((figure(probability, loud) < found).all())
+
+
+def test_rows_do_not_depend_on_their_neighbours():
+    probability, told = probabilities(), forecast()
+    alone = Forecast(told.value[1:2], told.noise, told.noise_factor[1:2])
+    for figure in (expected_information, information_bound, box_hill, bma_variance):
+        torch.testing.assert_close(
+            figure(probability, told)[1:2], figure(probability[1:2], alone), rtol=1e-4, atol=1e-6
+        )
+
+
+def test_weights_count_as_repeated_values():
+    told, probability = forecast(draws=4), probabilities()
+    twice = Forecast(told.value[:, :, [0, 0, 1, 2, 3, 3]], told.noise, told.noise_factor)
+    weight = torch.tensor([2.0, 1.0, 1.0, 2.0]).div(6.0).expand(3, 4, -1)
+    weighed = Forecast(told.value, told.noise, told.noise_factor, weight)
+    for figure in (expected_information, information_bound, box_hill, bma_variance):
+        torch.testing.assert_close(figure(probability, weighed), figure(probability, twice), rtol=1e-3, atol=1e-5)
+
+
+def test_box_and_hill_by_hand():
+    value = torch.tensor([[0.0, 2.0], [9.0, 11.0]]).reshape(1, 2, 2, 1)
+    told = Forecast(value, EVEN, torch.ones(1))  # means 1 and 10; both variances 1 + 4
+    assert float(box_hill(torch.tensor([[0.4, 0.6]]), told)) == pytest.approx(0.5 * 0.24 * 81.0 * 2.0 / 5.0, rel=1e-5)
+    assert float(bma_variance(torch.tensor([[0.4, 0.6]]), told)) == pytest.approx(1.0 + 0.24 * 81.0, rel=1e-5)
+
+
+def test_values_in_units_of_the_noise_have_its_slope_and_come_back():
+    value = torch.linspace(-30.0, 2000.0, 200, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(evened(value, NOISE).sum(), value)
+    torch.testing.assert_close(slope, 1.0 / (64.0 + (0.08 * value) ** 2).sqrt().detach())
+    for noise in (NOISE, EVEN):
+        torch.testing.assert_close(unevened(evened(value, noise), noise), value)
