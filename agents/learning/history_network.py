@@ -25,6 +25,7 @@ from stem_gym.core.experiments import Protocol
 
 _KEYS = ("measurements", "present", "budget")
 _EAGER = 3.0  # logit of an experiment at the start, beside 0 of every other kind
+_HOME = 3.0  # logit of the present site at the start, beside 0 of every other: moving costs time
 _LEAST = 1e-6  # of a belief, so that it has a logarithm
 
 
@@ -83,6 +84,7 @@ class HistoryNetwork(nn.Module):
         self.kind, self.design, self.site, self.answer = (
             _small(settings.hidden, count) for count in (len(protocol.kinds), len(designs), protocol.sites, answers)
         )
+        self.home = nn.Parameter(torch.tensor([_HOME]))
         with torch.no_grad():
             self.kind.bias[0] = _EAGER
 
@@ -94,7 +96,8 @@ class HistoryNetwork(nn.Module):
         if self.believes:
             answer = answer + observation["belief"].float().clamp(min=_LEAST).log()
         value = self.critic(known).squeeze(-1)
-        return Choice(self.kind(thought), self.design(thought), self.site(thought), answer, value)
+        site = self.site(thought) + self.home * self._present_site(observation)
+        return Choice(self.kind(thought), self.design(thought), site, answer, value)
 
     def decide(self, observation: Mapping[str, Tensor]) -> Tensor:
         """The most likely actions (B, n)."""
@@ -113,6 +116,12 @@ class HistoryNetwork(nn.Module):
             action[:, kinds + len(protocol.axes)] = 2.0 * (picked.site + 0.5) / protocol.sites - 1.0
         declared = protocol.declarations(torch.softmax(answer.double(), dim=1))
         return torch.where((picked.kind == kinds - 1).unsqueeze(1), declared.to(action.dtype), action)
+
+    def _present_site(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """Which site (B, S) is the present one, as numbers."""
+        sites = self.protocol.sites
+        index = (observation["present"][:, 1] * max(1, sites - 1)).round().long()
+        return nn.functional.one_hot(index, sites).to(self.home.dtype)
 
     def _known(self, observation: Mapping[str, Tensor]) -> Tensor:
         measured = observation["measurements"].float()
