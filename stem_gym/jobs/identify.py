@@ -103,8 +103,8 @@ class Identified:
             else:
                 continue
             said.append(
-                f"{start}: in {pair.alike:.0%} of the worlds {self.experiments} experiments are not expected to make it "
-                "20 times as probable."
+                f"{start}: in {pair.alike:.0%} of the worlds {self.experiments} experiments are not expected to make "
+                "it 20 times as probable."
             )
         return said or [f"Every law can be told from every other one in {self.experiments} experiments."]
 
@@ -132,9 +132,7 @@ def identify(job: IdentifyJob, watch: Watch | None = None) -> Identified:
                 if watch is not None:
                     watch("pairs", len(pairs), len(bound) * (len(bound) - 1))
     noise = experiment.noise
-    return Identified(
-        laws.name, laws.quantity, source, count, noise.absolute, noise.relative, job.worlds, tuple(pairs)
-    )
+    return Identified(laws.name, laws.quantity, source, count, noise.absolute, noise.relative, job.worlds, tuple(pairs))
 
 
 def _pair(truth: str, rival: str, own: LawFit, other: LawFit) -> Pair:
