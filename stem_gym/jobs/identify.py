@@ -84,7 +84,7 @@ class Identified:
             f"({self.source}), {self.worlds} worlds of each law"
         )
         for head in ("true law", "rival"):
-            table.add_column(head, overflow="fold")
+            table.add_column(head, no_wrap=True)
         for head in ("χ² a measurement", "ln Bayes factor", "not told apart"):
             table.add_column(head, justify="right")
         for pair in self.pairs:

@@ -97,13 +97,14 @@ def _improved(data: _Data, z: Tensor, steps: int) -> Tensor:
 
 def _slopes(data: _Data, z: Tensor) -> tuple[Tensor, Tensor]:
     """Half of the objective's gradient (W, S, P) and of Gauss and Newton's curvature (W, S, P, P)."""
-    columns = []
-    for one in range(z.shape[-1]):  # forward, since there are fewer parameters than experiments
-        direction = torch.zeros_like(z)
-        direction[..., one] = 1.0
-        residual, slope = torch.func.jvp(data.residual, (z,), (direction,))
-        columns.append(slope)
-    jacobian = torch.stack(columns, dim=-1)  # (W, S, E, P)
+    z = z.detach().requires_grad_()
+    residual = data.residual(z)
+    # Jᵀu is linear in u: its slopes along u are the columns of J, one pass for each of few parameters, none for each
+    # of many experiments.
+    u = torch.zeros_like(residual, requires_grad=True)
+    (pulled,) = torch.autograd.grad(residual, z, u, create_graph=True)  # (W, S, P)
+    columns = [torch.autograd.grad(part.sum(), u, retain_graph=True)[0] for part in pulled.unbind(-1)]
+    jacobian, z, residual = torch.stack(columns, dim=-1), z.detach(), residual.detach()  # (W, S, E, P)
     curvature = jacobian.transpose(-1, -2) @ jacobian + torch.eye(z.shape[-1], dtype=z.dtype)
     return (jacobian.transpose(-1, -2) @ residual.unsqueeze(-1)).squeeze(-1) + z, curvature
 
