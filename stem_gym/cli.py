@@ -1,4 +1,5 @@
-"""The `stem-gym` command: list, show, check, train, bench, deploy, search, explain, fit-rates, demo.
+"""The `stem-gym` command: list, show, check, train, bench, deploy, search, explain, fit-rates,
+identify, demo.
 
 Exit codes: 0 done; 1 a check or a demanded figure failed; 2 bad input; 130 stopped by Ctrl-C, 143 by
 SIGTERM, what was done is kept.
@@ -345,6 +346,41 @@ class FitRates(Common):
 
 
 @dataclass(frozen=True)
+class Identify(Common):
+    """Say which laws of a set can be told apart by experiments that are spread evenly over the design space."""
+
+    laws: Positional[str] = tyro.MISSING
+    """Name of a set of laws such as domain_growth, a YAML file, or an environment id."""
+    experiments: int | None = None
+    """How many experiments; those of the environment that uses the set, if not given."""
+    noise_absolute: float | None = None
+    """Noise of a measurement in the unit of the quantity; that of the environment, if not given."""
+    noise_relative: float | None = None
+    """Noise as a part of the value."""
+    worlds: int = 32
+    """Worlds of each law."""
+    seed: int = 0
+    """Seed of the worlds."""
+
+    def run(self, screen: Console) -> int:
+        from stem_gym.jobs import identify
+        from stem_gym.jobs.progress import Progress
+
+        job = identify.IdentifyJob(
+            self.laws, self.experiments, self.noise_absolute, self.noise_relative, self.worlds, self.seed
+        )
+        with Progress(screen) as progress:
+            found = identify.identify(job, progress.update)
+        if self.json:
+            _print_json(found.as_data())
+            return OK
+        screen.print(found.table())
+        for sentence in found.sentences():
+            screen.print(escape(sentence))
+        return OK
+
+
+@dataclass(frozen=True)
 class Demo(Common):
     """Benchmark, train, deploy to Nion Swift and draw it all, in under ten minutes on two cores."""
 
@@ -374,6 +410,7 @@ _COMMANDS = {
     "search": Search,
     "explain": Explain,
     "fit-rates": FitRates,
+    "identify": Identify,
     "demo": Demo,
 }
 
