@@ -1,4 +1,4 @@
-"""The `stem-gym` command: list, show, check, train, bench, deploy, search, explain, fit-rates,
+"""The `stem-gym` command: list, show, check, train, bench, deploy, search, explain, value, fit-rates,
 identify, demo.
 
 Exit codes: 0 done; 1 a check or a demanded figure failed; 2 bad input; 130 stopped by Ctrl-C, 143 by
@@ -308,6 +308,35 @@ class Explain(Common):
 
 
 @dataclass(frozen=True)
+class Value(Common):
+    """Play an episode between laws, and say and draw what each of its steps was worth."""
+
+    agent: Positional[str] = tyro.MISSING
+    """Agent, or the folder of a saved policy."""
+    id: Positional[str] = tyro.MISSING
+    """Environment id of a hypothesis discrimination."""
+    out: Path = tyro.MISSING
+    """Folder for values.jsonl and values.png."""
+    seed: int = 0
+    """Seed of the world."""
+    using: Annotated[Texts, tyro.conf.arg(name="with")] = ()
+    """Change a setting of the agent: NAME=VALUE, such as claim=0.99."""
+    set: Texts = ()
+    """Change a value of the environment's configuration: KEY.PATH=VALUE."""
+
+    def run(self, screen: Console) -> int:
+        from stem_gym.jobs import value
+
+        settings, overrides = parse_overrides(self.using), parse_overrides(self.set)
+        told = value.value(value.ValueJob(self.agent, self.id, self.out, self.seed, settings, overrides))
+        if self.json:
+            _print_json(told)
+        for line in () if self.json else value.sentences(told):
+            screen.print(escape(line))
+        return OK
+
+
+@dataclass(frozen=True)
 class FitRates(Common):
     """Learn the jump-rate map of a doped sheet from recorded episodes, and write it as a configuration."""
 
@@ -409,6 +438,7 @@ _COMMANDS = {
     "deploy": Deploy,
     "search": Search,
     "explain": Explain,
+    "value": Value,
     "fit-rates": FitRates,
     "identify": Identify,
     "demo": Demo,

@@ -1,0 +1,66 @@
+"""What each step of an episode between laws was worth: played, written down and drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+from gymnasium.vector import AutoresetMode
+
+from stem_gym.core.streams import row_seeds
+from stem_gym.jobs.outcome import make_folder
+from stem_gym.jobs.roster import agents_package, check_id, policy_for
+
+
+@dataclass(frozen=True)
+class ValueJob:
+    """Whose episode, in which world."""
+
+    agent: str
+    id: str
+    out: Path
+    seed: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the agent
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # of the environment
+
+
+def value(job: ValueJob) -> dict[str, Any]:
+    """Play one episode, write `values.jsonl` and `values.png` into the folder, and tell the steps as plain data.
+
+    Raises StemGymError subclasses for a task without laws and for a folder that can not be written.
+    """
+    agents = agents_package()
+    from agents.engine import step_values
+    from agents.policy import face_of
+
+    folder = make_folder(job.out)
+    env = gymnasium.make_vec(check_id(job.id), num_envs=1, autoreset_mode=AutoresetMode.DISABLED, **job.overrides)
+    try:
+        policy = agents.make(job.agent, env, **job.settings) if job.settings else policy_for(job.agent, env)
+        lived = step_values.live(policy, env, row_seeds(job.seed, 1)[0])
+        values = step_values.step_values(face_of(env), lived)
+    finally:
+        env.close()
+    written = step_values.write_values(values, folder / "values.jsonl")
+    drawn = step_values.draw_values(values, folder / "values.png", f"{job.agent} on {job.id}, world {job.seed}")
+    return {
+        "id": job.id, "agent": job.agent, "seed": job.seed, "steps": [asdict(one) for one in values],
+        "written": str(written), "drawn": str(drawn),
+    }  # fmt: skip
+
+
+def sentences(told: Mapping[str, Any]) -> list[str]:
+    """What was found, for people."""
+    lines = [f"{told['agent']} on {told['id']}, world {told['seed']}:"]
+    for step in told["steps"]:
+        what = ", ".join(f"{name} {number:.4g}" for name, number in step["design"].items())
+        lines.append(
+            f"{step['step']:3d}  {step['action']}{' ' + what if what else ''}: {step['information_nats']:+.3f} nats, "
+            f"value {step['value']:+.3f}, cost {step['cost']:.3f}"
+        )
+    last = told["steps"][-1]["probability"]
+    best = max(last, key=last.__getitem__)
+    return [*lines, f"In the end {best} has {last[best]:.1%}. Written to {told['written']}, drawn to {told['drawn']}."]
