@@ -7,7 +7,7 @@ one of its own. It declares when one answer is probable enough, or when nothing 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,8 +20,9 @@ from agents.policy import Array, Face, Observation, Policy, as_array
 from agents.uniform import own_seed
 from stem_gym.core.config import Config
 from stem_gym.core.errors import PolicyError
-from stem_gym.core.experiments import History, Present, Protocol, protocol_of
+from stem_gym.core.experiments import PICTURE_FOV_NM, History, Present, Protocol, contrast, protocol_of
 from stem_gym.core.streams import Streams, row_seeds
+from stem_gym.surrogates.domain_size import domain_radius_nm
 from stem_gym.surrogates.gaussian_law import GaussianLaw
 from stem_gym.surrogates.information import Forecast
 from stem_gym.surrogates.referee import Referee
@@ -103,6 +104,8 @@ class CampaignPolicy(Policy):
         self.streams = Streams(row_seeds(settings.seed, face.rows))
         self.design = self.protocol.designs()
         self._acts = torch.zeros(face.rows)
+        self._sizes = torch.zeros(face.rows, self.places)  # measured in pictures, where values are not told
+        self._seen = torch.zeros(face.rows, 1, dtype=torch.int64)  # of these
 
     def reset(self, rows: Sequence[int] | Array, seeds: Sequence[int] | None = None) -> None:
         index = torch.as_tensor(np.asarray(rows, dtype=np.int64))
@@ -112,6 +115,7 @@ class CampaignPolicy(Policy):
         self.streams.next_episode(index)
         self.referee.reset(index, own)
         self._acts[index] = 0.0
+        self._seen = self._seen.index_fill(0, index, 0)
 
     @torch.inference_mode()
     def act(self, observation: Observation) -> Array:
@@ -127,6 +131,8 @@ class CampaignPolicy(Policy):
         """What is believed after an observation, and what could be done."""
         seen = {key: torch.as_tensor(as_array(value)) for key, value in observation.items()}
         history = self.protocol.history(seen["measurements"])
+        if "image" in seen:
+            history = self._measured(history, seen["image"])
         present = self.protocol.present(seen["present"], seen["budget"])
         self.referee.update(history)
         rows, sites = len(present.site), self.protocol.sites
@@ -146,6 +152,16 @@ class CampaignPolicy(Policy):
             seconds,
             present.left[:, 1] * self.horizon_s,
         )
+
+    def _measured(self, history: History, image: Tensor) -> History:
+        """The history with the sizes of domains in pictures (B, 1, H, W), of which the last was measured now."""
+        size_nm = domain_radius_nm(contrast(image[:, 0]), PICTURE_FOV_NM)
+        last = history.done.sum(1, keepdim=True) - 1
+        fresh = self._sizes.scatter(1, last.clamp(min=0), size_nm.unsqueeze(1))
+        again = self._acts.unsqueeze(1) > 0  # the picture before the first pulse shows nothing
+        self._sizes = torch.where((last >= 0) & again & (last + 1 > self._seen), fresh, self._sizes)
+        self._seen = last + 1
+        return replace(history, value=self._sizes * history.done)
 
     def merit(self, outlook: Outlook) -> Tensor:
         """How much each experiment is worth, (B, K, E)."""

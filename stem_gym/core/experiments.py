@@ -24,6 +24,8 @@ EXPERIMENT, DECLARE = "experiment", "declare"
 LOG_RANGE = 12.0  # a declared logit of ±1 is a factor of e^±12
 VALUE_LIMIT = 20.0  # an observation shows at most so many full scales
 NOISE_LIMIT = 6.0  # and noise that has grown at most e^6 times
+PICTURE_FOV_NM, PICTURE_PIXELS = 2000.0, 64  # of pictures of domains
+_OUTSIDE, _INSIDE = 64.0, 192.0  # their greys, of what has not switched and of what has
 _SUM_TOLERANCE = 1e-3
 
 
@@ -306,6 +308,16 @@ class Protocol:
 
     def _site_number(self, site: Tensor) -> Tensor:
         return 2.0 * (site + 0.5) / self.sites - 1.0
+
+
+def greys(contrast: Tensor) -> Tensor:
+    """A picture in uint8 of one in contrast, 0 outside a domain and 1 inside."""
+    return ((_INSIDE - _OUTSIDE) * contrast + _OUTSIDE).round().clamp(0.0, 255.0).to(torch.uint8)
+
+
+def contrast(image: Tensor) -> Tensor:
+    """The contrast of a picture in uint8."""
+    return (image.float() - _OUTSIDE) / (_INSIDE - _OUTSIDE)
 
 
 def protocol_of(task: Mapping[str, Any]) -> Protocol:

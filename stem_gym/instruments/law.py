@@ -24,10 +24,24 @@ from stem_gym.core.config import parse
 from stem_gym.core.errors import ConfigError, InstructionError
 from stem_gym.core.experiments import Enabling, Experiment
 from stem_gym.core.hypotheses import NONE, Axis, LawSpec
-from stem_gym.core.instructions import Acquire, Blank, Instruction, Park, Pulse, Read, Reading, Set, Wait, no_dose
+from stem_gym.core.instructions import (
+    Acquire,
+    Blank,
+    Instruction,
+    Park,
+    Pulse,
+    Read,
+    Reading,
+    Scan,
+    Set,
+    Wait,
+    no_dose,
+    verb,
+)
 from stem_gym.core.instrument import Capabilities, Instrument, Limits, check_instruction
 from stem_gym.core.streams import Streams
-from stem_gym.core.units import ELECTRONS_PER_PC
+from stem_gym.core.units import ANG_PER_NM, ELECTRONS_PER_PC
+from stem_gym.simulator.domain_pictures import PHASE, DomainPicture, domain_pictures
 from stem_gym.simulator.laws import bind, bind_set, check_law
 
 NOISE_FACTOR = "noise_factor"  # what can be read: by how much the noise has grown since tuning
@@ -53,6 +67,8 @@ class Config(Settings):
     """laws, noise, sites and costs; the same section as the task's"""
     outside: Outside | None = None
     """null: the truth is always in the set"""
+    picture: DomainPicture | None = None
+    """pictures of the domain by Scan with the channel "phase", instead of its size; null: numbers alone"""
     current_pa: float = Field(50.0, gt=0, le=10000)
     """beam current during measurements"""
     dose_area_nm2: float = Field(1.0e6, gt=0)
@@ -104,6 +120,7 @@ class LawInstrument(Instrument):
             Wait: self._wait,
             Set: self._set,
             Acquire: self._acquire,
+            Scan: self._scan,
             Read: self._read,
             Blank: lambda blank: no_dose(blank, torch.zeros(len(blank.rows), device=self.device)),
         }
@@ -239,7 +256,31 @@ class LawInstrument(Instrument):
             write(state.calibrated, rows, take(state.calibrated, rows) | here)
 
     def _acquire(self, acquire: Acquire) -> Reading:
-        state, rows, experiment = self._now, acquire.rows, self._experiment
+        measured, calibration = self._measured(acquire.rows)
+        return self._reading(acquire, acquire.exposure_s, {acquire.detector: measured.float()}, calibration)
+
+    def _scan(self, scan: Scan) -> Reading:
+        """A picture of the domain in contrast, 0 outside and 1 inside; the scatter of its size is a measurement's."""
+        picture = self.config.picture or DomainPicture()
+        rows, (height, width) = scan.rows, scan.shape
+        radius_nm, calibration = self._measured(rows)
+        drawn = self._streams.normal(rows, (2 + height * width,)).double()
+        fov_nm, middle_nm = scan.fov_ang.double() / ANG_PER_NM, picture.jitter_nm * drawn[:, :2]
+        contrast = domain_pictures(radius_nm.clamp(min=0.0), middle_nm, fov_nm, scan.shape, picture)
+        images = contrast + picture.noise * drawn[:, 2:].reshape(contrast.shape)
+        electrons = self.config.current_pa * ELECTRONS_PER_PC * scan.dwell_s
+        calibration |= {
+            "electrons_per_pixel": electrons,
+            "counts_per_electron": 1.0 / electrons,
+            "counts_offset": torch.zeros_like(electrons),
+        }
+        return self._reading(
+            scan, scan.dwell_s * (height * width), {"images": images.float().unsqueeze(1)}, calibration
+        )
+
+    def _measured(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What a measurement at the present site of `rows` gives (n,), and what its noise is like."""
+        state, experiment = self._now, self._experiment
         if all(axis.does == "Set" for axis in self._axes):
             self._act(rows, {})  # nothing else acts: the sample shows what the controls do to it
         site = take(state.site, rows).unsqueeze(1)
@@ -249,20 +290,25 @@ class LawInstrument(Instrument):
         value = bare + factor if experiment.law_set.logarithmic else bare * torch.exp(factor)
         noise_factor = self._noise_factor(rows)
         measured = value + experiment.noise_sd(value, noise_factor) * self._streams.normal(rows, (1,)).squeeze(1)
-        electrons = self.config.current_pa * ELECTRONS_PER_PC * acquire.exposure_s
-        noise = experiment.noise
+        told = noise_factor.float()
+        return measured, {
+            NOISE_FACTOR: told,
+            "noise_absolute": torch.full_like(told, experiment.noise.absolute),
+            "noise_relative": torch.full_like(told, experiment.noise.relative),
+        }
+
+    def _reading(
+        self, instruction: Instruction, seconds: Tensor, data: dict[str, Tensor], calibration: dict[str, Tensor]
+    ) -> Reading:
+        electrons = self.config.current_pa * ELECTRONS_PER_PC * seconds
         return Reading(
-            "Acquire",
-            rows,
-            acquire.exposure_s,
+            verb(instruction),
+            instruction.rows,
+            seconds,
             electrons,
             electrons / (100.0 * self.config.dose_area_nm2),
-            data={acquire.detector: measured.float(), "place": take(state.place, rows).clone()},
-            calibration={
-                NOISE_FACTOR: noise_factor.float(),
-                "noise_absolute": torch.full_like(acquire.exposure_s, noise.absolute),
-                "noise_relative": torch.full_like(acquire.exposure_s, noise.relative),
-            },
+            data=data | {"place": take(self._now.place, instruction.rows).clone()},
+            calibration=calibration,
         )
 
     def _read(self, read: Read) -> Reading:
@@ -317,12 +363,19 @@ def _capabilities(config: Config) -> Capabilities:
     experiment = config.experiment
     axes = experiment.law_set.axes
     done = {axis.does.partition(".")[0] for axis in axes}
-    verbs = {"Park", "Wait", "Acquire", "Read", "Blank"} | done | ({"Set"} if experiment.enabling else set())
+    shown = config.picture is not None
+    if shown and experiment.law_set.quantity != "radius_nm":
+        raise ConfigError(f"picture: domains have a radius_nm; {experiment.law_set.name} measures another quantity.")
+    verbs = (
+        {"Park", "Wait", "Scan" if shown else "Acquire", "Read", "Blank"}
+        | done
+        | ({"Set"} if experiment.enabling else set())
+    )
     settable = {axis.name: _limits(axis) for axis in axes if axis.does == "Set"}
     limits: dict[str, Limits] = {axis.does: _limits(axis) for axis in axes if axis.does != "Set"}
     return Capabilities(
         verbs=frozenset(verbs),
-        detectors=frozenset({experiment.law_set.quantity}),
+        detectors=frozenset({PHASE if shown else experiment.law_set.quantity}),
         settable={**settable, **dict.fromkeys(experiment.enabling, _ONCE)},
         readable=frozenset({NOISE_FACTOR}),
         limits={
@@ -330,6 +383,9 @@ def _capabilities(config: Config) -> Capabilities:
             "Park.y": Limits(0.0, 1.0),
             "Wait.time_s": _TIMES,
             "Acquire.exposure_s": _TIMES,
+            "Scan.dwell_s": Limits(1e-6, 10.0),
+            "Scan.region": Limits(0.0, 1.0),
+            "Scan.fov_ang": Limits(100.0, 1e6),
             **limits,
         },
         simulated=True,

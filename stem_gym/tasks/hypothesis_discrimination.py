@@ -18,15 +18,38 @@ from torch import Tensor
 
 from stem_gym.core.batch import add, changed, every_row, put, rows_where, take
 from stem_gym.core.config import Config
-from stem_gym.core.experiments import NOISE_LIMIT, VALUE_LIMIT, Experiment, History, Present, Protocol
-from stem_gym.core.instructions import Acquire, Instruction, Park, Pulse, Read, Reading, Set, Wait
+from stem_gym.core.experiments import (
+    NOISE_LIMIT,
+    PICTURE_FOV_NM,
+    PICTURE_PIXELS,
+    VALUE_LIMIT,
+    Experiment,
+    History,
+    Present,
+    Protocol,
+    greys,
+)
+from stem_gym.core.instructions import (
+    Acquire,
+    Instruction,
+    Park,
+    Pulse,
+    Read,
+    Reading,
+    Scan,
+    Set,
+    Wait,
+    full_frames,
+)
 from stem_gym.core.instrument import Capabilities
 from stem_gym.core.task import Marks, Needs, Observation, Score, Task
+from stem_gym.core.units import ANG_PER_NM
 
 NOISE_FACTOR = "noise_factor"
 _CONFIDENT = 0.95  # of a claim that is counted as confident
 _COLUMNS = 64  # pixels of the picture of an episode
 _SHORTEST_PULSE_S = 1e-3
+PHASE = "phase"  # detector that pictures a domain
 
 
 class HypothesisDiscriminationConfig(Config):
@@ -64,6 +87,7 @@ class State:
     seconds: Tensor  # (B,)
     enabled: Tensor  # (B,) int64 enabling actions
     declared: Tensor  # (B,) bool
+    image: Tensor  # (B, 1, H, W) uint8 last picture; (B, 0) where there are none
 
 
 class HypothesisDiscrimination(Task[State]):
@@ -87,7 +111,9 @@ class HypothesisDiscrimination(Task[State]):
     | `measurements` (T, F) | a row for each measurement, oldest first, zeros where there is none yet; see below |
     | `present` (P,) | how things stand; see below |
     | `budget` (3,) | what is left of steps, seconds and electrons |
+    | `image` (1, 64, 64) | uint8, on instruments that picture domains: the last one, 64 outside and 192 inside |
 
+    Where domains are pictured, the values of `measurements` are 0: the agent measures the pictures, 2 µm wide.
     A measurement: 1; the coordinates of its axes, −1 to 1; site / (sites − 1); value / `full_scale` of the law set;
     ln(noise factor) / 6; whether its site was fresh; whether it was calibrated. How things stand: ln(noise factor) / 6
     now; site / (sites − 1); which sites are fresh; which are calibrated; the coordinates of the axes.
@@ -134,6 +160,7 @@ class HypothesisDiscrimination(Task[State]):
             frozenset({self._quantity}),
             controls=frozenset(controls),
         )
+        self._pictures = False  # whether sizes are shown instead of told
         limit = max(VALUE_LIMIT, 1.0)
         self.action_space = spaces.Box(-1.0, 1.0, (protocol.action_size,), np.float32)
         self.observation_space = spaces.Dict(
@@ -144,8 +171,16 @@ class HypothesisDiscrimination(Task[State]):
         )
 
     def fitted(self, capabilities: Capabilities) -> HypothesisDiscrimination:
-        """Itself: what an instrument must have is told by its needs."""
-        return self
+        """The task as the instrument shows it: by numbers, or by pictures from which the agent tells the size."""
+        if PHASE not in capabilities.detectors:
+            return self
+        pictured = HypothesisDiscrimination(self.config)
+        verbs = (self.needs.verbs - {"Acquire"}) | {"Scan"}
+        pictured.needs = Needs(verbs, frozenset({PHASE}), controls=self.needs.controls)
+        pictured._pictures = True
+        image = spaces.Box(0, 255, (1, PICTURE_PIXELS, PICTURE_PIXELS), np.uint8)
+        pictured.observation_space = spaces.Dict({**self.observation_space.spaces, "image": image})
+        return pictured
 
     def start(self, rows: int, device: torch.device) -> State:
         """Nothing measured, nothing declared."""
@@ -153,6 +188,7 @@ class HypothesisDiscrimination(Task[State]):
         whole, number = torch.zeros(rows, dtype=torch.int64, device=device), torch.zeros(rows, device=device)
         controls = torch.tensor(self._controls, device=device).expand(rows, -1)
         sites = torch.ones(rows, protocol.sites, dtype=torch.bool, device=device)
+        shape = (rows, 1, PICTURE_PIXELS, PICTURE_PIXELS) if self._pictures else (rows, 0)
         return State(
             kind=whole,
             asked=controls,
@@ -168,6 +204,7 @@ class HypothesisDiscrimination(Task[State]):
             seconds=number,
             enabled=whole,
             declared=torch.zeros(rows, dtype=torch.bool, device=device),
+            image=torch.zeros(shape, dtype=torch.uint8, device=device),
         )
 
     def opening(self, state: State, rows: Tensor) -> Sequence[Instruction]:
@@ -211,7 +248,7 @@ class HypothesisDiscrimination(Task[State]):
         seconds, untuned_s = state.seconds, state.untuned_s
         changes: dict[str, Tensor] = {}
         for reading in readings:
-            if reading.verb == "Acquire":
+            if reading.verb in ("Acquire", "Scan"):
                 changes = self._see(state, reading)
             elif reading.verb == "Read" and self._growth_s is not None:
                 untuned_s = put(
@@ -225,7 +262,8 @@ class HypothesisDiscrimination(Task[State]):
         present = Present(
             self._noise_factor(state.untuned_s), state.site, state.fresh, state.calibrated, state.design, state.seconds
         )
-        return state, {"measurements": state.measurements, "present": self.protocol.present_numbers(present)}
+        seen = {"measurements": state.measurements, "present": self.protocol.present_numbers(present)}
+        return state, {**seen, "image": state.image} if self._pictures else seen
 
     def score(self, state: State, readings: Sequence[Reading], truth: Mapping[str, Tensor]) -> tuple[State, Score]:
         """Reward, end and metrics, from truth where there is some and from the declaration's own odds where not."""
@@ -271,6 +309,8 @@ class HypothesisDiscrimination(Task[State]):
     def marks(self, state: State, truth: Mapping[str, Tensor]) -> Marks:
         """Measured values over the first axis, as a plot of dots; brighter ones are newer."""
         rows, device = len(state.count), state.count.device
+        if self._pictures:
+            return self._pictured(state)
         picture = torch.zeros(rows, _COLUMNS, _COLUMNS, device=device)
         places = state.measurements.shape[1]
         there = state.measurements[..., 0] > 0.0
@@ -286,6 +326,11 @@ class HypothesisDiscrimination(Task[State]):
         nothing = torch.full((rows, 1, 2), torch.nan, device=device)
         whole = torch.tensor([0.0, 0.0, 1.0, 1.0], device=device).expand(rows, -1)
         return Marks(torch.full((rows, 2), 0.5, device=device), nothing, nothing, picture, whole)
+
+    def _pictured(self, state: State) -> Marks:
+        rows, device = len(state.count), state.count.device
+        middle, nothing = torch.full((rows, 2), 0.5, device=device), torch.full((rows, 1, 2), torch.nan, device=device)
+        return Marks(middle, nothing, nothing, state.image[:, 0].float() / 255.0, full_frames(rows, device))
 
     def _experiment(self, state: State, rows: Tensor) -> list[Instruction]:
         """Go to the site, set what has to be set, pulse or wait, and measure."""
@@ -306,7 +351,11 @@ class HypothesisDiscrimination(Task[State]):
         if (wait := self._column.get("Wait.time_s")) is not None:
             instructions.append(Wait(rows, design[:, wait]))
         exposure_s = torch.full_like(half, self.config.experiment.measure_s)
-        return [*instructions, Acquire(rows, self._quantity, exposure_s)]
+        if not self._pictures:
+            return [*instructions, Acquire(rows, self._quantity, exposure_s)]
+        shape, region = (PICTURE_PIXELS, PICTURE_PIXELS), full_frames(len(rows), rows.device)
+        fov_ang = torch.full_like(half, ANG_PER_NM * PICTURE_FOV_NM)
+        return [*instructions, Scan(rows, fov_ang, shape, exposure_s / PICTURE_PIXELS**2, region, (PHASE,))]
 
     def _see(self, state: State, reading: Reading) -> dict[str, Tensor]:
         """What a measurement changes in the state."""
@@ -319,7 +368,7 @@ class HypothesisDiscrimination(Task[State]):
             done=torch.ones_like(was_fresh).unsqueeze(1),
             design=design.unsqueeze(1),
             site=site.unsqueeze(1),
-            value=reading.data[self._quantity].unsqueeze(1),
+            value=self._told(reading).unsqueeze(1),
             noise_factor=reading.calibration[NOISE_FACTOR].clamp(1.0, math.exp(NOISE_LIMIT)).unsqueeze(1),
             fresh=was_fresh.unsqueeze(1),
             calibrated=calibrated.gather(1, here),
@@ -337,9 +386,15 @@ class HypothesisDiscrimination(Task[State]):
             "design": put(state.design, rows, design),
             "site": put(state.site, rows, site),
         }
+        if self._pictures:
+            changes["image"] = put(state.image, rows, greys(reading.data["images"]))
         if remembers:
             changes["fresh"] = put(state.fresh, rows, fresh.scatter(1, here, torch.zeros_like(calibrated[:, :1])))
         return changes
+
+    def _told(self, reading: Reading) -> Tensor:
+        """The measured value (n,); 0 where a picture shows it."""
+        return torch.zeros_like(reading.seconds) if self._pictures else reading.data[self._quantity]
 
     def _after_routines(self, state: State, readings: Sequence[Reading]) -> State:
         """Sites and tuning after the enabling actions that readings tell of."""

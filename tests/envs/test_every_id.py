@@ -123,7 +123,7 @@ def test_what_the_ledger_says_is_what_the_budget_loses(id):
     env = make(id)
     budget = load_variant(id).variant.budget
     observation, info = env.reset(seed=4)
-    looked = "image" in observation
+    looked = "measurements" not in observation  # a campaign of experiments begins without a look
     assert info["measurements"] == 0
     assert (info["seconds"] > 0, info["electrons"] > 0) == (looked, looked), "the first look is paid for"
     for action in sampled(env, 4):
