@@ -27,8 +27,9 @@ def domain_pictures(
 ) -> Tensor:
     """Contrast (n, H, W), 0 outside and 1 inside, of discs of radii (n,) in square fields of sides (n,).
 
-    The middles (n, 2) are told from the field's own. A pixel is the mean over a 3 × 3 grid of points in it, since a domain may be smaller than one. The wall is a
-    hyperbolic tangent, (1 + tanh((r − ρ)/w))/2 (R. C. Miller and A. Savage, Phys. Rev. 115, 1176, 1959).
+    The middles (n, 2) are told from the field's own. A pixel is the mean over a 3 × 3 grid of points in it, since a
+    domain may be smaller than one. The wall is a hyperbolic tangent, (1 + tanh((r − ρ)/w))/2 (R. C. Miller and
+    A. Savage, Phys. Rev. 115, 1176, 1959).
     """
     y, x = (_places(pixels, fov_nm) for pixels in shape)  # (n, 3 H), (n, 3 W)
     x, y = x - middle_nm[:, :1], y - middle_nm[:, 1:]

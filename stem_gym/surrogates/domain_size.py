@@ -18,7 +18,7 @@ _SMALLEST = 4.0  # pixels, radius of the first circle
 def domain_radius_nm(images: Tensor, fov_nm: float) -> Tensor:
     """Radii (n,) of the domains in pictures (n, H, W) of contrast 0 outside to 1 inside, about the field's middle.
 
-    0 where noise makes the area negative. A domain that fills the field is told to be as large as that.
+    0 where noise makes the area negative. A domain that fills the field is told to be about as large as that.
     """
     size = images.shape[-1]
     pixel_nm = fov_nm / size
