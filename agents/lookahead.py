@@ -91,15 +91,18 @@ class Lookahead(CampaignPolicy):
             torch.zeros(len(worth), 1),
             present.design.unsqueeze(1).expand(-1, len(outlook.design), -1),
         )
+        site = present.site.unsqueeze(1)
         for number, action in enumerate(experiment.enabling.values(), start=1):
             useful = {
                 "tune": present.noise_factor > 1.0 + 1e-3,
-                "erase": ~present.fresh.gather(1, present.site.unsqueeze(1)).squeeze(1),
-                "calibrate": ~present.calibrated.gather(1, present.site.unsqueeze(1)).squeeze(1),
+                "erase": ~present.fresh.gather(1, site).squeeze(1),
+                "calibrate": ~present.calibrated.gather(1, site).squeeze(1),
             }[action.does]
             factor = torch.ones_like(present.noise_factor) if action.does == "tune" else present.noise_factor
-            where = None if action.does == "erase" or experiment.sites is None else present.site
-            forecast = self.referee.forecast(outlook.design, factor, self.settings.draws, where)
+            where = None if experiment.sites is None else present.site
+            fresh, calibrated = (one.gather(1, site).squeeze(1) for one in (present.fresh, present.calibrated))
+            fresh, calibrated = fresh | (action.does == "erase"), calibrated | (action.does == "calibrate")
+            forecast = self.referee.forecast(outlook.design, factor, self.settings.draws, where, fresh, calibrated)
             follow = (expected_information(outlook.laws, forecast) / (action.seconds + here)).amax(1)
             paid = action.seconds + here.amin(1) < outlook.seconds_left
             better = useful & paid & (follow > worth)

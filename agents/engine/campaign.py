@@ -69,9 +69,12 @@ class Outlook:
 
     def forecast(self, site: int, noise_factor: Tensor | None = None) -> Forecast:
         """Of all experiments at one site, with the noise as it is or another."""
-        factor = self.present.noise_factor if noise_factor is None else noise_factor
-        where = None if self.protocol.experiment.sites is None else torch.full((len(factor),), site)
-        return self.referee.forecast(self.design, factor, self.draws, where)
+        present = self.present
+        factor = present.noise_factor if noise_factor is None else noise_factor
+        if self.protocol.experiment.sites is None:
+            return self.referee.forecast(self.design, factor, self.draws)
+        where, fresh, calibrated = torch.full((len(factor),), site), present.fresh[:, site], present.calibrated[:, site]
+        return self.referee.forecast(self.design, factor, self.draws, where, fresh, calibrated)
 
 
 @dataclass(frozen=True)

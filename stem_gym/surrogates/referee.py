@@ -104,7 +104,9 @@ class Referee:
 
     @torch.inference_mode()
     def update(self, history: History) -> None:
-        """Take in what is new since the last call. A row whose history is shorter than it was must be reset before."""
+        """Take in what is new since the last call. A row whose history does not go on from there starts anew."""
+        if bool((other := self._others(history)).any()):
+            self.reset(other.nonzero().squeeze(1))
         self._history = history
         count = history.done.sum(1)
         while bool((self._used < count).any()):
@@ -114,38 +116,57 @@ class Referee:
             self._renew(new)
 
     @torch.inference_mode()
-    def forecast(self, design: Tensor, noise_factor: Tensor, draws: int = 512, site: Tensor | None = None) -> Forecast:
+    def forecast(
+        self,
+        design: Tensor,
+        noise_factor: Tensor,
+        draws: int = 512,
+        site: Tensor | None = None,
+        fresh: Tensor | None = None,
+        calibrated: Tensor | None = None,
+    ) -> Forecast:
         """What the laws say of experiments (E, D) at the site (B,) of each row; the last law is `none`, if given.
 
-        `site` counts where sites have a memory or a factor; what was done there and whether it was calibrated is known
-        from the history. Without a site it is a fresh one.
+        `site` counts where sites have a memory or a factor. Whether it is `fresh` and `calibrated` (B,) is taken from
+        the history unless it is given, as it must be after an action that no measurement has followed yet. Without a
+        site it is one of which nothing is known.
         """
         index = self._resampled(draws, torch.full((self.rows, len(self._laws), 1), 0.5))
         z = _gather(self._cloud.z, index)  # (B, L, S, Q)
         value = self._means(z.unsqueeze(3), design)  # (B, L, S, E)
         if site is not None and self._history is not None:
-            value = self._at_site(value, z, index, site)
+            fresh = self._last_at(site) < 0 if fresh is None else fresh
+            calibrated = self._calibrated_at(site) if calibrated is None else calibrated
+            value = self._at_site(value, z, index, (site, fresh, calibrated))
         elif self._factor > 0.0:
-            value = self._scaled(value, self._factor * z[..., self._parameters :][..., :1])
+            unknown = _shuffled_normal(draws).to(value).unsqueeze(1)
+            value = self._scaled(value, self._factor * unknown)
         if self.none is not None:
             others = self.none.forecast(self._seen(), self._used, design, draws)
             value = torch.cat((value, others.unsqueeze(1)), dim=1)
         return Forecast(value, self.experiment.noise, noise_factor)
 
-    def _at_site(self, value: Tensor, z: Tensor, index: Tensor, site: Tensor) -> Tensor:
-        """Values of experiments at sites that may have been pulsed or calibrated."""
-        last = self._last_at(site)  # (B,) measurement, −1 where there is none
-        there = last >= 0
-        where = site[:, None, None, None]
+    def _at_site(self, value: Tensor, z: Tensor, index: Tensor, state: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Values of experiments at sites (B,), of which some are fresh (B,) and some calibrated (B,)."""
+        where, fresh, known = (one[:, None, None, None] for one in state)
         if self._remembers:
             before = _gather(self._cloud.site_value, index).gather(3, where.expand(*value.shape[:3], 1))
-            value = torch.where(there[:, None, None, None], torch.maximum(before, value), value)
+            value = torch.where(fresh, value, torch.maximum(before, value))
         if self._factor > 0.0:
             factors = z[..., self._parameters :]
             own = self._factor * factors.gather(3, where.expand(*value.shape[:3], 1))
-            known = self._calibrated_at(site)[:, None, None, None]
             value = self._scaled(value, torch.where(known, torch.zeros_like(own), own))
         return value
+
+    def _others(self, history: History) -> Tensor:
+        """Rows (B,) of which a history is not the one so far, with or without more."""
+        other = history.done.sum(1) < self._used
+        if self._history is None:
+            return other
+        places = min(history.done.shape[1], self._history.done.shape[1])
+        taken = torch.arange(places) < self._used.unsqueeze(1)
+        new, old = history.value[:, :places], self._history.value[:, :places]
+        return other | ((new != old) & taken).any(1)
 
     def _last_at(self, site: Tensor) -> Tensor:
         history = self._seen()
@@ -287,6 +308,13 @@ def _even_normal(count: int, width: int) -> Tensor:
     engine = torch.quasirandom.SobolEngine(width, scramble=True, seed=0)
     part = engine.draw(count, dtype=torch.float64).clamp(1e-7, 1.0 - 1e-7)
     return torch.special.ndtri(part).float()
+
+
+def _shuffled_normal(count: int) -> Tensor:
+    """Quantiles (count,) of a standard normal number, in the same order at every call, that of no particles."""
+    part = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    return torch.special.ndtri(part)[order].float()
 
 
 def _systematic(log_weight: Tensor, draws: int, offset: Tensor) -> Tensor:

@@ -207,3 +207,47 @@ def test_what_a_site_has_seen_is_in_the_forecast():
     fresh = referee.forecast(weak, torch.ones(2), 256, torch.tensor([1, 1]))
     assert float(there.value.mean()) == pytest.approx(400.0, rel=0.15), "the domain is still there"
     assert float(fresh.value.mean()) < 30.0
+
+
+def test_what_was_done_to_a_site_since_the_last_measurement_is_told():
+    """Erased, it keeps its factor; calibrated, it has none; a site of which nothing is known has that of the prior."""
+    sites = {"count": 2, "factor": 0.5, "remembers": True, "move_s": 1.0}
+    experiment = domain_growth(sites=sites)
+    design = torch.tensor([[20.0, 100.0], [10.0, 1.0], [5.0, 0.1]]).expand(1, 3, 2)
+    referee = Referee(experiment, 1, particles=8192)
+    value, one = torch.tensor([[400.0, 400.0, 400.0]]), torch.ones(1, 3)
+    referee.update(History(one > 0, design, torch.tensor([[0, 0, 0]]), value, one, one > 0, one < 0))
+    weak, site, yes = torch.tensor([[0.5, 1e-3]]), torch.tensor([0]), torch.tensor([True])
+    erased = referee.forecast(weak, torch.ones(1), 512, site, fresh=yes)
+    assert float(erased.value.mean()) < 60.0
+
+    strong = torch.tensor([[20.0, 100.0]])
+    seen = referee.forecast(strong, torch.ones(1), 512, site, fresh=yes).value[0, :2]
+    free = referee.forecast(strong, torch.ones(1), 512, site, yes, calibrated=yes).value[0, :2]
+    unknown = referee.forecast(strong, torch.ones(1), 512).value[0, :2]
+
+    def spread(value: torch.Tensor) -> float:
+        return float(value.log().std(1).mean())
+
+    assert float(seen.log().std(1).max()) < 0.2, "three measurements there say what comes there"
+    assert spread(free) > 1.5 * spread(seen), "the law alone is known less well than the law with its factor"
+    assert spread(unknown) ** 2 == pytest.approx(spread(free) ** 2 + 0.25, rel=0.15), "the factor of the prior"
+
+
+def test_another_history_starts_a_row_anew():
+    experiment = domain_growth()
+    history, _ = simulated(experiment, 3, 6, seed=8)
+    other, _ = simulated(experiment, 3, 6, seed=9)
+    referee = Referee(experiment, 3, particles=1024)
+    referee.update(history)
+    went_on = referee.log_evidence[0].clone()
+    value, design = history.value.clone(), history.design.clone()
+    value[1], design[1] = other.value[1], other.design[1]  # as long, and another
+    done = history.done.clone()
+    done[2, 2:] = False  # shorter
+    mixed = History(done, design, history.site, value, *list(vars(history).values())[4:])
+    referee.update(mixed)
+    torch.testing.assert_close(referee.log_evidence[0], went_on, rtol=0.0, atol=0.0)
+    alone = Referee(experiment, 3, particles=16384)
+    alone.update(mixed)
+    torch.testing.assert_close(referee.probability, alone.probability, atol=0.1, rtol=0.0)
