@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -24,6 +24,7 @@ from stem_gym.core.instrument import Capabilities
 from stem_gym.core.task import Marks, Needs, Observation, Score, Task
 
 NOISE_FACTOR = "noise_factor"
+BELIEF = "belief"  # detector that tells what a referee believes
 _CONFIDENT = 0.95  # of a claim that is counted as confident
 _COLUMNS = 64  # pixels of the picture of an episode
 _SHORTEST_PULSE_S = 1e-3
@@ -64,6 +65,7 @@ class State:
     seconds: Tensor  # (B,)
     enabled: Tensor  # (B,) int64 enabling actions
     declared: Tensor  # (B,) bool
+    belief: Tensor  # (B, A) of a referee, where the instrument has one
 
 
 class HypothesisDiscrimination(Task[State]):
@@ -87,6 +89,7 @@ class HypothesisDiscrimination(Task[State]):
     | `measurements` (T, F) | a row for each measurement, oldest first, zeros where there is none yet; see below |
     | `present` (P,) | how things stand; see below |
     | `budget` (3,) | what is left of steps, seconds and electrons |
+    | `belief` (A,) | where the instrument has a referee: how probable it holds each answer, after all measurements |
 
     A measurement: 1; the coordinates of its axes, −1 to 1; site / (sites − 1); value / `full_scale` of the law set;
     ln(noise factor) / 6; whether its site was fresh; whether it was calibrated. How things stand: ln(noise factor) / 6
@@ -124,6 +127,7 @@ class HypothesisDiscrimination(Task[State]):
         self._answers = len(protocol.answers)
         self._growth_s = config.experiment.noise.growth_s
         self._quantity = protocol.laws.quantity
+        self._believes = False  # whether a referee is asked
         self._set_axes = [i for i, axis in enumerate(protocol.axes) if axis.does == "Set"]
         self._column = {axis.does: i for i, axis in enumerate(protocol.axes) if axis.does != "Set"}
         self._controls = [float(axis.grid()[0]) for axis in protocol.axes]
@@ -144,8 +148,15 @@ class HypothesisDiscrimination(Task[State]):
         )
 
     def fitted(self, capabilities: Capabilities) -> HypothesisDiscrimination:
-        """Itself: what an instrument must have is told by its needs."""
-        return self
+        """The task as the instrument lets it be: with the belief of a referee where there is one."""
+        if BELIEF not in capabilities.detectors:
+            return self
+        advised = HypothesisDiscrimination(self.config)
+        advised.needs = replace(self.needs, detectors=self.needs.detectors | {BELIEF})
+        advised._believes = True
+        belief = spaces.Box(0.0, 1.0, (self._answers,), np.float32)
+        advised.observation_space = spaces.Dict({**self.observation_space.spaces, "belief": belief})
+        return advised
 
     def start(self, rows: int, device: torch.device) -> State:
         """Nothing measured, nothing declared."""
@@ -153,11 +164,12 @@ class HypothesisDiscrimination(Task[State]):
         whole, number = torch.zeros(rows, dtype=torch.int64, device=device), torch.zeros(rows, device=device)
         controls = torch.tensor(self._controls, device=device).expand(rows, -1)
         sites = torch.ones(rows, protocol.sites, dtype=torch.bool, device=device)
+        even = torch.full((rows, self._answers), 1.0 / self._answers, device=device)
         return State(
             kind=whole,
             asked=controls,
             at=whole,
-            probability=torch.full((rows, self._answers), 1.0 / self._answers, device=device),
+            probability=even,
             measurements=torch.zeros(rows, config.experiments, protocol.measurement_size, device=device),
             count=whole,
             design=controls,
@@ -168,11 +180,12 @@ class HypothesisDiscrimination(Task[State]):
             seconds=number,
             enabled=whole,
             declared=torch.zeros(rows, dtype=torch.bool, device=device),
+            belief=even,
         )
 
     def opening(self, state: State, rows: Tensor) -> Sequence[Instruction]:
-        """How much the noise has grown since the last tuning."""
-        return [Read(rows, NOISE_FACTOR)]
+        """How much the noise has grown since the last tuning, and what is believed before any measurement."""
+        return [Read(rows, NOISE_FACTOR), *self._advice(rows)]
 
     def closes(self, action: Tensor) -> Tensor:
         """Declarations do."""
@@ -211,7 +224,9 @@ class HypothesisDiscrimination(Task[State]):
         seconds, untuned_s = state.seconds, state.untuned_s
         changes: dict[str, Tensor] = {}
         for reading in readings:
-            if reading.verb == "Acquire":
+            if BELIEF in reading.data:
+                changes["belief"] = put(state.belief, reading.rows, reading.data[BELIEF])
+            elif reading.verb == "Acquire":
                 changes = self._see(state, reading)
             elif reading.verb == "Read" and self._growth_s is not None:
                 untuned_s = put(
@@ -225,7 +240,8 @@ class HypothesisDiscrimination(Task[State]):
         present = Present(
             self._noise_factor(state.untuned_s), state.site, state.fresh, state.calibrated, state.design, state.seconds
         )
-        return state, {"measurements": state.measurements, "present": self.protocol.present_numbers(present)}
+        seen = {"measurements": state.measurements, "present": self.protocol.present_numbers(present)}
+        return state, {**seen, "belief": state.belief} if self._believes else seen
 
     def score(self, state: State, readings: Sequence[Reading], truth: Mapping[str, Tensor]) -> tuple[State, Score]:
         """Reward, end and metrics, from truth where there is some and from the declaration's own odds where not."""
@@ -306,7 +322,11 @@ class HypothesisDiscrimination(Task[State]):
         if (wait := self._column.get("Wait.time_s")) is not None:
             instructions.append(Wait(rows, design[:, wait]))
         exposure_s = torch.full_like(half, self.config.experiment.measure_s)
-        return [*instructions, Acquire(rows, self._quantity, exposure_s)]
+        return [*instructions, Acquire(rows, self._quantity, exposure_s), *self._advice(rows)]
+
+    def _advice(self, rows: Tensor) -> list[Instruction]:
+        """Ask the referee, if there is one; it takes no time of the microscope."""
+        return [Acquire(rows, BELIEF, torch.zeros(len(rows), device=rows.device))] if self._believes else []
 
     def _see(self, state: State, reading: Reading) -> dict[str, Tensor]:
         """What a measurement changes in the state."""
