@@ -41,6 +41,7 @@ from stem_gym.core.instructions import (
 from stem_gym.core.instrument import Capabilities, Instrument, Limits, check_instruction
 from stem_gym.core.streams import Streams
 from stem_gym.core.units import ANG_PER_NM, ELECTRONS_PER_PC
+from stem_gym.instruments.refereed import Refereed, RefereeSettings
 from stem_gym.simulator.domain_pictures import PHASE, DomainPicture, domain_pictures
 from stem_gym.simulator.laws import bind, bind_set, check_law
 
@@ -69,6 +70,8 @@ class Config(Settings):
     """null: the truth is always in the set"""
     picture: DomainPicture | None = None
     """pictures of the domain by Scan with the channel "phase", instead of its size; null: numbers alone"""
+    referee: RefereeSettings | None = None
+    """gives the detector "belief"; null: what to believe is for the agent to work out"""
     current_pa: float = Field(50.0, gt=0, le=10000)
     """beam current during measurements"""
     dose_area_nm2: float = Field(1.0e6, gt=0)
@@ -91,9 +94,11 @@ class _Rows:
     untuned_s: Tensor  # (B,)
 
 
-def make(settings: Mapping[str, Any], rows: int, device: torch.device) -> LawInstrument:
+def make(settings: Mapping[str, Any], rows: int, device: torch.device) -> Instrument:
     """An instrument from the `instrument` section of a variant."""
-    return LawInstrument(parse(Config, settings, "instrument"), rows, device)
+    config = parse(Config, settings, "instrument")
+    made = LawInstrument(config, rows, device)
+    return made if config.referee is None else Refereed(made, config.experiment, config.referee)
 
 
 class LawInstrument(Instrument):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -46,6 +46,7 @@ from stem_gym.core.task import Marks, Needs, Observation, Score, Task
 from stem_gym.core.units import ANG_PER_NM
 
 NOISE_FACTOR = "noise_factor"
+BELIEF = "belief"  # detector that tells what a referee believes
 _CONFIDENT = 0.95  # of a claim that is counted as confident
 _COLUMNS = 64  # pixels of the picture of an episode
 _SHORTEST_PULSE_S = 1e-3
@@ -88,6 +89,7 @@ class State:
     enabled: Tensor  # (B,) int64 enabling actions
     declared: Tensor  # (B,) bool
     image: Tensor  # (B, 1, H, W) uint8 last picture; (B, 0) where there are none
+    belief: Tensor  # (B, A) of a referee, where the instrument has one
 
 
 class HypothesisDiscrimination(Task[State]):
@@ -112,6 +114,7 @@ class HypothesisDiscrimination(Task[State]):
     | `present` (P,) | how things stand; see below |
     | `budget` (3,) | what is left of steps, seconds and electrons |
     | `image` (1, 64, 64) | uint8, on instruments that picture domains: the last one, 64 outside and 192 inside |
+    | `belief` (A,) | where the instrument has a referee: how probable it holds each answer, after all measurements |
 
     Where domains are pictured, the values of `measurements` are 0: the agent measures the pictures, 2 µm wide.
     A measurement: 1; the coordinates of its axes, −1 to 1; site / (sites − 1); value / `full_scale` of the law set;
@@ -150,6 +153,7 @@ class HypothesisDiscrimination(Task[State]):
         self._answers = len(protocol.answers)
         self._growth_s = config.experiment.noise.growth_s
         self._quantity = protocol.laws.quantity
+        self._believes = False  # whether a referee is asked
         self._set_axes = [i for i, axis in enumerate(protocol.axes) if axis.does == "Set"]
         self._column = {axis.does: i for i, axis in enumerate(protocol.axes) if axis.does != "Set"}
         self._controls = [float(axis.grid()[0]) for axis in protocol.axes]
@@ -171,16 +175,19 @@ class HypothesisDiscrimination(Task[State]):
         )
 
     def fitted(self, capabilities: Capabilities) -> HypothesisDiscrimination:
-        """The task as the instrument shows it: by numbers, or by pictures from which the agent tells the size."""
-        if PHASE not in capabilities.detectors:
-            return self
-        pictured = HypothesisDiscrimination(self.config)
-        verbs = (self.needs.verbs - {"Acquire"}) | {"Scan"}
-        pictured.needs = Needs(verbs, frozenset({PHASE}), controls=self.needs.controls)
-        pictured._pictures = True
-        image = spaces.Box(0, 255, (1, PICTURE_PIXELS, PICTURE_PIXELS), np.uint8)
-        pictured.observation_space = spaces.Dict({**self.observation_space.spaces, "image": image})
-        return pictured
+        """The task as the instrument shows it: with pictures instead of sizes, or with the belief of a referee."""
+        fitted, has = HypothesisDiscrimination(self.config), capabilities.detectors
+        spare: dict[str, spaces.Box] = {}
+        fitted._pictures, fitted._believes = PHASE in has, BELIEF in has
+        if fitted._pictures:
+            verbs = (self.needs.verbs - {"Acquire"}) | {"Scan"}
+            fitted.needs = Needs(verbs, frozenset({PHASE}), controls=self.needs.controls)
+            spare["image"] = spaces.Box(0, 255, (1, PICTURE_PIXELS, PICTURE_PIXELS), np.uint8)
+        if fitted._believes:
+            fitted.needs = replace(fitted.needs, detectors=fitted.needs.detectors | {BELIEF})
+            spare["belief"] = spaces.Box(0.0, 1.0, (self._answers,), np.float32)
+        fitted.observation_space = spaces.Dict({**self.observation_space.spaces, **spare})
+        return fitted
 
     def start(self, rows: int, device: torch.device) -> State:
         """Nothing measured, nothing declared."""
@@ -189,11 +196,12 @@ class HypothesisDiscrimination(Task[State]):
         controls = torch.tensor(self._controls, device=device).expand(rows, -1)
         sites = torch.ones(rows, protocol.sites, dtype=torch.bool, device=device)
         shape = (rows, 1, PICTURE_PIXELS, PICTURE_PIXELS) if self._pictures else (rows, 0)
+        even = torch.full((rows, self._answers), 1.0 / self._answers, device=device)
         return State(
             kind=whole,
             asked=controls,
             at=whole,
-            probability=torch.full((rows, self._answers), 1.0 / self._answers, device=device),
+            probability=even,
             measurements=torch.zeros(rows, config.experiments, protocol.measurement_size, device=device),
             count=whole,
             design=controls,
@@ -205,11 +213,12 @@ class HypothesisDiscrimination(Task[State]):
             enabled=whole,
             declared=torch.zeros(rows, dtype=torch.bool, device=device),
             image=torch.zeros(shape, dtype=torch.uint8, device=device),
+            belief=even,
         )
 
     def opening(self, state: State, rows: Tensor) -> Sequence[Instruction]:
-        """How much the noise has grown since the last tuning."""
-        return [Read(rows, NOISE_FACTOR)]
+        """How much the noise has grown since the last tuning, and what is believed before any measurement."""
+        return [Read(rows, NOISE_FACTOR), *self._advice(rows)]
 
     def closes(self, action: Tensor) -> Tensor:
         """Declarations do."""
@@ -248,8 +257,10 @@ class HypothesisDiscrimination(Task[State]):
         seconds, untuned_s = state.seconds, state.untuned_s
         changes: dict[str, Tensor] = {}
         for reading in readings:
-            if reading.verb in ("Acquire", "Scan"):
-                changes = self._see(state, reading)
+            if BELIEF in reading.data:
+                changes["belief"] = put(state.belief, reading.rows, reading.data[BELIEF])
+            elif reading.verb in ("Acquire", "Scan"):
+                changes |= self._see(state, reading)
             elif reading.verb == "Read" and self._growth_s is not None:
                 untuned_s = put(
                     untuned_s, reading.rows, (self._growth_s * reading.data["value"].double().log()).float()
@@ -263,7 +274,11 @@ class HypothesisDiscrimination(Task[State]):
             self._noise_factor(state.untuned_s), state.site, state.fresh, state.calibrated, state.design, state.seconds
         )
         seen = {"measurements": state.measurements, "present": self.protocol.present_numbers(present)}
-        return state, {**seen, "image": state.image} if self._pictures else seen
+        if self._pictures:
+            seen["image"] = state.image
+        if self._believes:
+            seen["belief"] = state.belief
+        return state, seen
 
     def score(self, state: State, readings: Sequence[Reading], truth: Mapping[str, Tensor]) -> tuple[State, Score]:
         """Reward, end and metrics, from truth where there is some and from the declaration's own odds where not."""
@@ -352,10 +367,14 @@ class HypothesisDiscrimination(Task[State]):
             instructions.append(Wait(rows, design[:, wait]))
         exposure_s = torch.full_like(half, self.config.experiment.measure_s)
         if not self._pictures:
-            return [*instructions, Acquire(rows, self._quantity, exposure_s)]
+            return [*instructions, Acquire(rows, self._quantity, exposure_s), *self._advice(rows)]
         shape, region = (PICTURE_PIXELS, PICTURE_PIXELS), full_frames(len(rows), rows.device)
         fov_ang = torch.full_like(half, ANG_PER_NM * PICTURE_FOV_NM)
         return [*instructions, Scan(rows, fov_ang, shape, exposure_s / PICTURE_PIXELS**2, region, (PHASE,))]
+
+    def _advice(self, rows: Tensor) -> list[Instruction]:
+        """Ask the referee, if there is one; it takes no time of the microscope."""
+        return [Acquire(rows, BELIEF, torch.zeros(len(rows), device=rows.device))] if self._believes else []
 
     def _see(self, state: State, reading: Reading) -> dict[str, Tensor]:
         """What a measurement changes in the state."""
