@@ -84,7 +84,8 @@ class HistoryNetwork(nn.Module):
         self.kind, self.design, self.site, self.answer = (
             _small(settings.hidden, count) for count in (len(protocol.kinds), len(designs), protocol.sites, answers)
         )
-        self.home = nn.Parameter(torch.tensor([_HOME]))
+        if protocol.sites > 1:
+            self.home = nn.Parameter(torch.tensor([_HOME]))
         with torch.no_grad():
             self.kind.bias[0] = _EAGER
 
@@ -96,7 +97,9 @@ class HistoryNetwork(nn.Module):
         if self.believes:
             answer = answer + observation["belief"].float().clamp(min=_LEAST).log()
         value = self.critic(known).squeeze(-1)
-        site = self.site(thought) + self.home * self._present_site(observation)
+        site = self.site(thought)
+        if self.protocol.sites > 1:
+            site = site + self.home * self._present_site(observation)
         return Choice(self.kind(thought), self.design(thought), site, answer, value)
 
     def decide(self, observation: Mapping[str, Tensor]) -> Tensor:

@@ -22,6 +22,7 @@ from agents.engine.evaluate import evaluate
 from agents.engine.roster import load, make
 from agents.engine.storage import ARRAYS, CONTRACT, read_contract, write_whole
 from agents.learning.curve import FILE as CURVE
+from agents.learning.history_network import HistorySettings
 from agents.learning.imitation import Imitation
 from agents.learning.map_network import MapSettings
 from agents.learning.network import NetworkSettings
@@ -42,6 +43,12 @@ _FIGURES = {
     "area_under_best": "area under the best so far",
     "found_top1_share": "share of the best 1 % found",
     "measurements_to_90": "measurements to 90 % where it was reached",
+    "claim_right": "claims that were right",
+    "log_score": "log score",
+    "brier": "Brier score",
+    "score_with_costs": "score with costs",
+    "experiments": "experiments",
+    "enabling": "enabling actions",
     "seconds": "microscope time / s",
     "measurements": "actions",
 }
@@ -109,6 +116,8 @@ def command(contract: Mapping[str, Any]) -> str:
         words.append(f"--with 'network={json.dumps(network, separators=(',', ':'))}'")
     if maps := _changed(contract["settings"].get("maps", {}), MapSettings):
         words.append(f"--with 'maps={json.dumps(maps, separators=(',', ':'))}'")
+    if history := _changed(contract["settings"].get("history", {}), HistorySettings):
+        words.append(f"--with 'history={json.dumps(history, separators=(',', ':'))}'")
     if warm := training.get("warm_start"):
         inner = json.dumps(_changed(warm, Imitation), separators=(",", ":"))
         words.append(f"--with 'imitation={inner}'")
