@@ -42,7 +42,8 @@ class Forecast:
     def weighted(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance (B, L, E) of values (B, L, S, E), without noise."""
         if self.weight is None:
-            return value.mean(2), value.var(2, correction=0)
+            mean = value.mean(2)  # not `var`, which takes ten times as long over a middle dimension
+            return mean, (value - mean.unsqueeze(2)).square().mean(2)
         weight = self.weight.unsqueeze(3)
         mean = (weight * value).sum(2)
         return mean, (weight * (value - mean.unsqueeze(2)).square()).sum(2)
@@ -52,7 +53,9 @@ def evened(value: Tensor, noise: Noise) -> Tensor:
     """Values in units of the noise's deviation there."""
     if noise.relative == 0.0:
         return value / noise.absolute
-    return torch.asinh(value * (noise.relative / max(noise.absolute, _TINY))) / noise.relative
+    part = value * (noise.relative / max(noise.absolute, _TINY))
+    size = part.abs()  # asinh by the logarithm, which vectorises
+    return torch.copysign((size + torch.sqrt(size.square() + 1.0)).log(), part) / noise.relative
 
 
 def unevened(even: Tensor, noise: Noise) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,7 +74,7 @@ def gaussian(value: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
 def close_where_it_counts(referee: Referee, exact: torch.Tensor) -> None:
     """Probabilities, and the evidence of the likelier law; that of a law which is out is not followed so far."""
     probability = torch.softmax(exact, dim=1)
-    torch.testing.assert_close(referee.probability[:, :2].double(), probability, atol=0.02, rtol=0.0)
+    torch.testing.assert_close(referee.probability[:, : exact.shape[1]].double(), probability, atol=0.02, rtol=0.0)
     best = probability.argmax(1, keepdim=True)
     found = referee.log_evidence.double().gather(1, best)
     torch.testing.assert_close(found, exact.gather(1, best), atol=0.1, rtol=0.0)
@@ -251,3 +253,23 @@ def test_another_history_starts_a_row_anew():
     alone = Referee(experiment, 3, particles=16384)
     alone.update(mixed)
     torch.testing.assert_close(referee.probability, alone.probability, atol=0.1, rtol=0.0)
+
+
+def test_it_agrees_with_numpyro():
+    """NUTS and bridge sampling of laws written down anew: benchmarks/hypotheses_reference.py made the numbers."""
+    stored = json.loads((Path(__file__).parent / "referee_reference.json").read_text())
+    experiment = domain_growth()
+    names = list(experiment.law_set.laws)
+    value = torch.tensor([case["value_nm"] for case in stored["cases"]])
+    design = torch.tensor([stored["bias_v"], stored["time_s"]]).T.expand(len(value), -1, -1)
+    referee = Referee(experiment, len(value))
+    referee.update(history_of(design, value))
+    exact = torch.tensor([[case[name]["log_evidence"] for name in names] for case in stored["cases"]]).double()
+    close_where_it_counts(referee, exact)
+    weight = torch.exp(referee._cloud.log_weight).unsqueeze(3)
+    mean = (weight * referee._cloud.z).sum(2)  # (B, L, 3)
+    for row, case in enumerate(stored["cases"]):
+        for i, name in enumerate(names):
+            if float(torch.softmax(exact[row], 0)[i]) > 0.01:
+                away = (mean[row, i] - torch.tensor(case[name]["mean"])) / torch.tensor(case[name]["sd"])
+                assert float(away.abs().max()) < 0.15, (name, away)

@@ -1,0 +1,117 @@
+"""How long a decision between laws takes on one core: the referee, what experiments tell, one episode and 64.
+
+python benchmarks/hypotheses_speed.py             # milliseconds; stores results/hypotheses_speed.json
+
+At the size of the issue: 16,384 particles of four laws, 120 designs. Each figure is the median of calls with a warm
+cache, after five measurements; the forecast (values of a resample of the particles) is a part of both decisions. Told
+is time of the processor on one thread, which others at work on the machine disturb least; wall time is stored beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.throughput import machine
+from stem_gym.core.config import parse
+from stem_gym.core.experiments import Experiment, History, Protocol
+from stem_gym.simulator.laws import bind_set
+from stem_gym.surrogates.gaussian_law import GaussianLaw
+from stem_gym.surrogates.information import expected_information, information_bound
+from stem_gym.surrogates.referee import Referee
+
+RESULTS = Path(__file__).parent / "results"
+FILE = "hypotheses_speed.json"
+PARTICLES, MEASUREMENTS, TOGETHER = 16384, 5, 64
+STD = {"laws": "domain_growth", "noise": {"absolute": 8.0, "relative": 0.08}, "measure_s": 16.0}
+
+
+def main() -> None:
+    """Measure, print, store."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--draws", default="256,512", help="values of each law that an experiment is judged by")
+    parser.add_argument("--runs", type=int, default=5, help="calls of each; the median is told")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    draws = [int(one) for one in given.draws.split(",")]
+    alone, many = parts(1, draws), parts(TOGETHER, draws)
+    rows = []
+    for what, call in alone.items():
+        one, together = median_ms(call, given.runs), median_ms(many[what], given.runs)
+        row = {"what": what, "one_ms": one[0], "together_ms": together[0] / TOGETHER}
+        row |= {"one_wall_ms": one[1], "together_wall_ms": together[1] / TOGETHER}
+        rows.append(row)
+        print(
+            f"{what:<36} {row['one_ms']:8.2f} ms alone, {row['together_ms']:8.3f} ms an episode of {TOGETHER}: "
+            f"{row['one_ms'] / row['together_ms']:.1f} times less",
+            flush=True,
+        )
+    given.out.mkdir(parents=True, exist_ok=True)
+    sizes = {"particles": PARTICLES, "laws": 4, "designs": 120, "together": TOGETHER}
+    (given.out / FILE).write_text(json.dumps({"machine": machine(), **sizes, "rows": rows}, indent=1) + "\n")
+
+
+def parts(rows: int, every_draws: Sequence[int]) -> dict[str, Callable[[], object]]:
+    """What a decision of so many episodes is made of, ready to be called."""
+    experiment = parse(Experiment, STD, "benchmark")
+    designs, factor = Protocol(experiment).designs(), torch.ones(rows)
+    history, none = campaign(experiment, rows), GaussianLaw(experiment)
+    used = history.done.sum(1)
+    referee = Referee(experiment, rows, PARTICLES)
+    referee.update(history)
+    probability = referee.probability[:, :-1]
+
+    def again() -> None:
+        referee.reset(torch.arange(rows))
+        referee.update(history)
+
+    found: dict[str, Callable[[], object]] = {}
+    for draws in every_draws:
+        look = partial(referee.forecast, designs, factor, draws)
+        made = look()
+        found |= {
+            f"forecast, {draws} values": look,
+            f"EIG of it, {draws} values": partial(expected_information, probability, made),
+            f"bound of it, {draws} values": partial(information_bound, probability, made),
+        }
+    return found | {
+        "evidence of none": partial(none.log_evidence, history, used),
+        f"belief after {MEASUREMENTS} measurements": again,
+    }
+
+
+def campaign(experiment: Experiment, rows: int) -> History:
+    """Random experiments of worlds from the priors."""
+    generator = torch.Generator().manual_seed(0)
+    designs, laws = Protocol(experiment).designs(), list(bind_set(experiment.law_set).values())
+    design = designs[torch.randint(0, len(designs), (rows, MEASUREMENTS), generator=generator)]
+    z = torch.randn(rows, 1, max(len(law.parameters) for law in laws), generator=generator)
+    said = torch.stack([law.mean(z[..., : len(law.parameters)], design) for law in laws], dim=1)
+    value = said[torch.arange(rows), torch.arange(rows) % len(laws)]
+    one = torch.ones_like(value)
+    value = value + experiment.noise_sd(value, one) * torch.randn(value.shape, generator=generator)
+    return History(one > 0, design, one.long() * 0, value, one, one > 0, one < 0)
+
+
+def median_ms(call: Callable[[], object], runs: int) -> tuple[float, float]:
+    """Median milliseconds of a call on the processor and on the wall, after one call that fills the caches."""
+    spent, wall = [], []
+    with torch.inference_mode():
+        for _ in range(runs + 1):
+            began, clock = time.process_time(), time.perf_counter()
+            call()
+            spent.append(1e3 * (time.process_time() - began))
+            wall.append(1e3 * (time.perf_counter() - clock))
+    return statistics.median(spent[1:]), statistics.median(wall[1:])
+
+
+if __name__ == "__main__":
+    main()
