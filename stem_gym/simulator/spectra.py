@@ -32,6 +32,7 @@ from stem_gym.core.units import BOHR_RADIUS_ANG, ELECTRON_REST_ENERGY_KEV, FINE_
 HBAR_C_EV_NM = 100.0 * HC_KEV_ANG / (2.0 * math.pi)
 _BOHR_RADIUS_NM = 0.1 * BOHR_RADIUS_ANG
 _LEAST_DISTANCE_NM = 1e-3  # an absent sphere has no radius, and its field is multiplied by 0
+_SURE_ROWS = 25  # of a matrix whose eigenvectors single precision gives surely
 _FIELD_NUMBERS = 2**22  # of the field at one time: 32 MB in double precision
 _WIDTH_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 
@@ -147,14 +148,17 @@ def _eigenvectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (n, K) and vectors (n, K, K) of symmetric matrices, to the last bit the same in any batch.
 
     The library rounds differently for matrices that do not begin at a multiple of 16 bytes, as the odd ones of a batch
-    may not; so each gets some more rows, with eigenvalues above all others.
+    may not; so each gets some more rows, with eigenvalues above all others. Divide and conquer, which LAPACK takes for
+    matrices of more than 25 rows (its SMLSIZ), does not converge or gives NaN in single precision for some of those
+    with many eigenvalues alike, as absent spheres and several clusters make them: it is done in double.
     """
     size = matrix.shape[-1]
     more = -size % 4
     above = 1.0 + matrix.detach().abs().sum(-1).amax(-1, keepdim=True)  # Gershgorin's bound
     diagonal = torch.cat((torch.zeros_like(matrix[..., 0]), above.expand(-1, more)), dim=-1)
     padded = torch.nn.functional.pad(matrix, (0, more, 0, more)) + torch.diag_embed(diagonal)
-    eigenvalue, vector = torch.linalg.eigh(padded)
+    exact = padded if padded.shape[-1] <= _SURE_ROWS else padded.double()
+    eigenvalue, vector = (part.to(matrix.dtype) for part in torch.linalg.eigh(exact))
     return eigenvalue[:, :size], vector[:, :size, :size]
 
 
