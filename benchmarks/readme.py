@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import fabrication, spectrum_search
+from benchmarks import fabrication, hypotheses, spectrum_search
 from benchmarks.leaderboard import markdown
 
 HERE = Path(__file__).resolve().parent
@@ -134,10 +134,22 @@ def _spectrum_search(stored: Mapping[str, Any]) -> str:
     )
 
 
+def _hypotheses(stored: Mapping[str, Any]) -> str:
+    episodes = max(row["episodes"] for row in stored["summary"])
+    return (
+        f"Agents that tell laws apart, {episodes} episodes each (`python benchmarks/hypotheses.py`; mean ± standard "
+        "error): the median number of experiments to a right claim of at least 95 %, with its 95 % interval, where an "
+        "episode without one counts as the longest; how many episodes end in a claim, and how many claims are right; "
+        "the share of right answers at the end; and that share less half a point for the whole of the time.\n\n"
+        f"{hypotheses.markdown(stored)}"
+    )
+
+
 _SECTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "leaderboard": _leaderboard,
     "fabrication": _fabrication,
     "spectrum_search": _spectrum_search,
+    "hypotheses": _hypotheses,
     "throughput": _throughput,
     "fidelity": _fidelity,
     "start_up": _start_up,
