@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,7 +47,7 @@ def main() -> None:
     rows = []
     for what, call in alone.items():
         one, together = median_ms(call, given.runs), median_ms(many[what], given.runs)
-        row = {"what": what, "one_ms": one[0], "together_ms": together[0] / TOGETHER}
+        row: dict[str, Any] = {"what": what, "one_ms": one[0], "together_ms": together[0] / TOGETHER}
         row |= {"one_wall_ms": one[1], "together_wall_ms": together[1] / TOGETHER}
         rows.append(row)
         print(
