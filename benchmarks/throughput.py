@@ -4,7 +4,7 @@
     python benchmarks/throughput.py --quick --out /tmp # seconds
 
 Times are CPU seconds of this process (one thread), so that other programs on the machine count less; on a GPU they are
-wall seconds between synchronisations. Random actions; half of them scan a 64×64 frame, half dwell.
+wall seconds between synchronisations. Random actions; of the first id half scan a 64×64 frame, half dwell.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 import stem_gym
-from stem_gym.instruments import column, sheet, simulated, spectral
+from stem_gym.instruments import column, law, sheet, simulated, spectral
 from stem_gym.simulator import imaging, kinetics
 from stem_gym.tasks import spectrum_search
 
@@ -40,6 +40,8 @@ BESIDE = {
     "stem_gym/BeamFabrication-v0": [1, 256, 4096],
     "stem_gym/BeamFabrication-image-v0": [256],
     SEARCH_ID: [1, 256],
+    "stem_gym/HypothesisDiscrimination-v0": [1, 4096, 16384],
+    "stem_gym/HypothesisDiscrimination-image-v0": [256],
 }
 SPECIMENS = 64
 POINTS = 1000  # of one long search, over which memory is watched
@@ -135,6 +137,7 @@ def _timed(shares: dict[str, float], clock: Callable[[], float]) -> Iterator[Non
         ("kinetics", kinetics.Kinetics, "next_in_frame"),
         ("resets", spectral.SpectralInstrument, "reset"),
         ("resets", spectrum_search.SpectrumSearch, "true_maps"),
+        ("resets", law.LawInstrument, "reset"),
         ("noise", spectral, "detect_spectrum"),
         ("drift", spectral, "advance"),
         ("noise", sheet, "detect"),

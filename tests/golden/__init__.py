@@ -12,6 +12,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 
 import stem_gym  # noqa: F401 – registers the ids
 
@@ -32,7 +33,7 @@ def trace(id: str, actions: np.ndarray | None = None) -> dict[str, Any]:
     env = gymnasium.make(id, disable_env_checker=True)
     space = env.action_space
     if actions is None:
-        actions = _uniform_actions(space)
+        actions = _lasting_actions(env)
     observation, info = env.reset(seed=SEED)
     steps = [_summary(observation, info, None)]
     for action in np.asarray(actions, dtype=space.dtype):
@@ -44,9 +45,22 @@ def trace(id: str, actions: np.ndarray | None = None) -> dict[str, Any]:
     return {"id": id, "seed": SEED, "actions": np.asarray(actions).round(3).tolist(), "steps": steps}
 
 
-def _uniform_actions(space: gymnasium.Space[Any]) -> np.ndarray:
-    """STEPS actions, drawn from the space by a generator of their own."""
-    generator = np.random.Generator(np.random.PCG64(SEED))
+def _lasting_actions(env: gymnasium.Env[Any, Any]) -> np.ndarray:
+    """STEPS uniform actions; of those that end an episode by themselves one comes last, so that there is an episode."""
+    task, generator = env.unwrapped.batch.task, np.random.Generator(np.random.PCG64(SEED))  # type: ignore[attr-defined]
+    drawn = _uniform_actions(env.action_space, generator)
+    closes = task.closes(torch.as_tensor(drawn)).numpy()
+    if not closes.any():
+        return drawn
+    last = drawn[closes][:1]
+    while np.count_nonzero(~closes) < STEPS - 1:
+        drawn = np.concatenate((drawn, _uniform_actions(env.action_space, generator)))
+        closes = task.closes(torch.as_tensor(drawn)).numpy()
+    return np.concatenate((drawn[~closes][: STEPS - 1], last))
+
+
+def _uniform_actions(space: gymnasium.Space[Any], generator: np.random.Generator) -> np.ndarray:
+    """STEPS actions, drawn evenly from the space."""
     if isinstance(space, gymnasium.spaces.Discrete):
         return generator.integers(space.start, space.start + space.n, STEPS)
     if isinstance(space, gymnasium.spaces.MultiDiscrete):

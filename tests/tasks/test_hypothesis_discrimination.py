@@ -13,6 +13,7 @@ import torch
 import stem_gym  # noqa: F401 – registers the ids
 from stem_gym.core.errors import ActionError
 from stem_gym.core.experiments import Protocol, protocol_of
+from stem_gym.surrogates.referee import Referee
 from stem_gym.tasks.hypothesis_discrimination import HypothesisDiscrimination
 
 ID = "stem_gym/HypothesisDiscrimination-v0"
@@ -165,3 +166,37 @@ def test_without_truth_it_earns_what_its_own_odds_let_expect():
     log = float((probability * probability.log()).sum())
     assert float(score.reward) == pytest.approx(square - 0.2 + 0.1 * (log - math.log(0.2)), abs=1e-5)
     assert "true_answer" not in score.metrics
+
+
+def test_a_belief_changes_nothing_but_what_is_seen():
+    """The same world, costs and rewards as without a referee, whose belief is seen before the first experiment too."""
+    plain, protocol = made()
+    advised, _ = made("stem_gym/HypothesisDiscrimination-belief-v0", instrument={"referee": {"particles": 1024}})
+    assert "belief" not in plain.observation_space.spaces
+    one, other = plain.reset(seed=11)[0], advised.reset(seed=11)[0]
+    assert other["belief"].tolist() == [0.25] * 4 + [0.0]
+    actions = [experiment(protocol, bias_v, time_s) for bias_v in (2.0, 6.0, 18.0) for time_s in (0.001, 1.0, 100.0)]
+    for action in [*actions, one_of_routines(protocol), declared(protocol, 0.6, 0.1, 0.1, 0.1, 0.1)]:
+        assert all(np.array_equal(one[key], other[key]) for key in one) and set(other) == {*one, "belief"}
+        before = other["belief"]
+        (one, *rest, info), (other, *same, told) = plain.step(action), advised.step(action)
+        assert rest == same and info == told
+        measured = info["experiments"] > 0 and info["enabling"] == 0
+        assert (other["belief"] != before).any() == measured, "only measurements tell anything"
+        assert other["belief"].sum() == pytest.approx(1.0, abs=3e-4)
+    assert advised.observation_space.contains(other)
+
+
+def one_of_routines(protocol: Protocol) -> np.ndarray:
+    return one(protocol.enabling("recondition", 1))
+
+
+def test_the_belief_that_is_seen_is_a_referees_of_what_is_seen():
+    """Another referee, fed with the observation alone, holds the same."""
+    env, protocol = made("stem_gym/HypothesisDiscrimination-belief-v0")
+    env.reset(seed=12)
+    for bias_v, time_s in ((2.0, 0.001), (18.0, 1.0), (6.0, 100.0), (1.5, 10.0), (12.0, 0.1)):
+        observation, *_ = env.step(experiment(protocol, bias_v, time_s))
+    judge = Referee(protocol.experiment, 1, seed=5)
+    judge.update(protocol.history(torch.as_tensor(observation["measurements"]).unsqueeze(0)))
+    assert observation["belief"].tolist() == pytest.approx(judge.probability[0].tolist(), abs=0.04)
