@@ -85,7 +85,7 @@ def test_constraints_hold_versions_only():
 
 
 def test_the_extras_are_those_documented(project):
-    expected = {"agents", "physics", "nion", "tango", "temscript", "scale", "md", "files", "viz", "dev"}
+    expected = {"agents", "physics", "nion", "tango", "temscript", "scale", "md", "reference", "files", "viz", "dev"}
     assert project["optional-dependencies"].keys() == expected
 
 

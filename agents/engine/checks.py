@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.policy import Array, Policy, face_of
+from agents.policy import Array, Policy, as_array, face_of
 from stem_gym.core.errors import PolicyError
 
 _STEPS = 4
@@ -44,7 +44,9 @@ def _play(policy: Policy, env: Any) -> list[Array]:
     actions = []
     for _ in range(_STEPS):
         actions.append(_act(policy, observation))
-        observation = env.step(actions[-1])[0]
+        observation, _, terminated, truncated, _ = env.step(actions[-1])
+        if bool((as_array(terminated) | as_array(truncated)).any()):
+            break  # what an ended row would do is nobody's business
     return actions
 
 
@@ -89,7 +91,9 @@ def _check_partial_reset(policy: Policy, env: Any) -> None:
         observation, _ = env.reset(seed=seeds)
         policy.reset(np.arange(rows), seeds)
         for _ in range(2):
-            observation = env.step(_act(policy, observation))[0]
+            observation, _, terminated, truncated, _ = env.step(_act(policy, observation))
+            if bool((as_array(terminated) | as_array(truncated)).any()):
+                break
         if interrupted:
             policy.reset([0], [rows])
         runs.append(_act(policy, observation)[1:])

@@ -9,7 +9,6 @@ pulse is what the law says; where sites remember, the largest of what it said si
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -184,9 +183,9 @@ class LawInstrument(Instrument):
         normal = streams.normal(rows, (sum(len(one.parameters) for one in self._laws) + sites,)).double()
         inside, outside = len(self._inside), len(self._outside)
         law = (drawn[:, 0] * inside).long().clamp(max=inside - 1)
-        if outside:
+        if self.config.outside is not None:
             other = inside + (drawn[:, 0] * outside).long().clamp(max=outside - 1)
-            law = torch.where(drawn[:, 1] < _outside_share(self.config), other, law)
+            law = torch.where(drawn[:, 1] < self.config.outside.share, other, law)
         columns = []
         for one, z in zip(
             self._laws, normal.split([len(one.parameters) for one in self._laws] + [sites], 1)[:-1], strict=True
@@ -360,10 +359,6 @@ def _outside(config: Config) -> dict[str, LawSpec]:
     return laws
 
 
-def _outside_share(config: Config) -> float:
-    return config.outside.share if config.outside else 0.0
-
-
 def _capabilities(config: Config) -> Capabilities:
     experiment = config.experiment
     axes = experiment.law_set.axes
@@ -400,7 +395,4 @@ def _capabilities(config: Config) -> Capabilities:
 def _limits(axis: Axis) -> Limits:
     if axis.values:
         return Limits.one_of(axis.values)
-    low, high = axis.ends()
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ConfigError(f"{axis.name}: its range must be finite; given {low:g} to {high:g}.")
-    return Limits(low, high)
+    return Limits(*axis.ends())

@@ -73,7 +73,9 @@ def test_every_shipped_policy_is_whole(name, folder):
     assert (folder / "curve.csv").exists() and (folder / "curve.png").exists()
     page = (folder / "README.md").read_text()
     assert f"stem-gym train {name} {contract['id']}" in page
-    assert "`uniform`" in page and any(f"`{script}`" in page for script in ("lock_on", "greedy", "raster"))
+    assert "`uniform`" in page and any(
+        f"`{script}`" in page for script in ("lock_on", "greedy", "raster", "random_designs")
+    )
     told = json.loads((folder / "evaluation.json").read_text())["mean_and_standard_error"][name]
     assert all(math.isfinite(value) for pair in told.values() for value in pair)
     env.close()
