@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # a list of instruments needs no torch
 
     from stem_gym.core.instrument import Instrument
 
-_NOT_KINDS = {"adapters", "column", "recorder", "guard", "refereed"}  # no instruments by themselves
+_NOT_KINDS = {"adapters", "simulation", "column", "recorder", "guard", "refereed"}  # no instruments by themselves
 
 
 def instrument_modules() -> dict[str, str]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from stem_gym.core.batch import clone_rows, rows_where, take, take_rows, write, write_rows, write_sum
-from stem_gym.core.errors import InstructionError
+from stem_gym.core.batch import rows_where, take, take_rows, write, write_rows, write_sum
 from stem_gym.core.instructions import Blank, Instruction, Park, Reading, no_dose
-from stem_gym.core.instrument import Instrument, check_instruction
-from stem_gym.core.streams import Streams
+from stem_gym.instruments.simulation import Simulation
 from stem_gym.simulator.drift import DriftState, advance
 
 
@@ -33,62 +30,16 @@ class ColumnRows:
 Rows = TypeVar("Rows", bound=ColumnRows)
 
 
-class Column(Instrument, Generic[Rows]):
+class Column(Simulation[Rows]):
     """B rows of a simulated column. A kind of column says how its rows begin, and how it executes each verb."""
 
-    title: ClassVar[str]  # what it is called in messages
     config: Any  # with sections `drift`, `detector` and `overheads`
-    _handlers: Mapping[type[Instruction], Callable[[Any], Reading]]
-
-    def __init__(self, rows: int, device: torch.device | str) -> None:
-        self.rows, self.device = rows, torch.device(device)
-        self._state: Rows | None = None
-        self._streams = Streams([0] * rows, self.device)  # until the first reset hands in the caller's
-
-    @abstractmethod
-    def _fresh(self, streams: Streams, rows: Tensor) -> Rows:
-        """New episodes for `rows` (n,)."""
-
-    @torch.inference_mode()
-    def reset(self, streams: Streams, rows: Tensor, options: Mapping[str, Any] | None = None) -> None:
-        """A fresh specimen, drift, dose and clock on `rows`; the first call must name every row."""
-        if options:
-            raise InstructionError(f"{self.title} takes no reset options; given {sorted(options)}.")
-        fresh = self._fresh(streams, rows)
-        self._streams = streams
-        if self._state is None:
-            if len(rows) != self.rows:
-                raise InstructionError(f"The first reset must start all {self.rows} rows; given {rows.tolist()[:8]}.")
-            self._state = fresh
-        else:
-            write_rows(self._state, rows, fresh)
-
-    @torch.inference_mode()
-    def execute(self, instruction: Instruction) -> Reading:
-        """Do it. Raises CapabilityError or InstructionError before anything happens; never clips."""
-        check_instruction(instruction, self.capabilities, self.rows)
-        return self._handlers[type(instruction)](instruction)
 
     @torch.inference_mode()
     def abort(self) -> None:
         """Blank every row."""
         if self._state is not None:
             self._state.blanked.fill_(True)
-
-    def snapshot(self) -> Rows:
-        """A copy of the state of all rows."""
-        return clone_rows(self._now)
-
-    @torch.inference_mode()
-    def restore(self, snapshot: Rows, streams: Streams) -> None:
-        """Go back to a snapshot; the streams are their owner's to restore."""
-        self._state, self._streams = clone_rows(snapshot), streams
-
-    @property
-    def _now(self) -> Rows:
-        if self._state is None:
-            raise InstructionError(f"{self.title} was not reset yet; call reset(streams, rows) first.")
-        return self._state
 
     def _advance(self, rows: Tensor, dt_s: Tensor) -> tuple[Tensor, DriftState]:
         """Displacements (n, J + 1, 2), the present one first, over steps dt_s (n, J), and the drift after."""

@@ -17,10 +17,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stem_gym.core.batch import clone_rows, take, write, write_rows, write_sum
+from stem_gym.core.batch import take, write, write_sum
 from stem_gym.core.config import Config as Settings
 from stem_gym.core.config import parse
-from stem_gym.core.errors import ConfigError, InstructionError
+from stem_gym.core.errors import ConfigError
 from stem_gym.core.experiments import Enabling, Experiment
 from stem_gym.core.hypotheses import NONE, Axis, LawSpec
 from stem_gym.core.instructions import (
@@ -37,10 +37,11 @@ from stem_gym.core.instructions import (
     no_dose,
     verb,
 )
-from stem_gym.core.instrument import Capabilities, Instrument, Limits, check_instruction
+from stem_gym.core.instrument import Capabilities, Instrument, Limits
 from stem_gym.core.streams import Streams
 from stem_gym.core.units import ANG_PER_NM, ELECTRONS_PER_PC
 from stem_gym.instruments.refereed import Refereed, RefereeSettings
+from stem_gym.instruments.simulation import Simulation
 from stem_gym.simulator.domain_pictures import PHASE, DomainPicture, domain_pictures
 from stem_gym.simulator.laws import bind, bind_set, check_law
 
@@ -100,11 +101,14 @@ def make(settings: Mapping[str, Any], rows: int, device: torch.device) -> Instru
     return made if config.referee is None else Refereed(made, config.experiment, config.referee)
 
 
-class LawInstrument(Instrument):
+class LawInstrument(Simulation[_Rows]):
     """Executes Park, Pulse, Wait, Set, Acquire, Read and Blank, as far as its experiments need them."""
 
+    title = "The instrument that obeys a law"
+
     def __init__(self, config: Config, rows: int, device: torch.device | str = "cpu") -> None:
-        self.config, self.rows, self.device = config, rows, torch.device(device)
+        super().__init__(rows, device)
+        self.config = config
         experiment = config.experiment
         experiment.check()
         self._experiment, laws = experiment, experiment.law_set
@@ -116,9 +120,7 @@ class LawInstrument(Instrument):
         self._axes = laws.axes
         self._sites = experiment.sites.count if experiment.sites else 1
         self.capabilities = _capabilities(config)
-        self._state: _Rows | None = None
-        self._streams = Streams([0] * rows, self.device)  # until the first reset hands in the caller's
-        self._handlers: dict[type[Instruction], Any] = {
+        self._handlers = {
             Park: self._park,
             Pulse: self._pulse,
             Wait: self._wait,
@@ -129,28 +131,10 @@ class LawInstrument(Instrument):
             Blank: lambda blank: no_dose(blank, torch.zeros(len(blank.rows), device=self.device)),
         }
 
-    @torch.inference_mode()
-    def reset(self, streams: Streams, rows: Tensor, options: Mapping[str, Any] | None = None) -> None:
-        """A law, its parameters and fresh sites on `rows`; the first call must name every row."""
-        if options:
-            raise InstructionError(f"This instrument takes no reset options; given {sorted(options)}.")
-        if self._state is None and len(rows) != self.rows:
-            raise InstructionError(f"The first reset must start all {self.rows} rows; given {rows.tolist()[:8]}.")
-        fresh = self._fresh(streams, rows)
-        self._streams = streams
-        if self._state is None:
-            self._state = clone_rows(fresh)
-        else:
-            write_rows(self._state, rows, fresh)
-
-    @torch.inference_mode()
-    def execute(self, instruction: Instruction) -> Reading:
-        """Do it. Raises CapabilityError or InstructionError before anything happens; never clips."""
-        check_instruction(instruction, self.capabilities, self.rows)
-        reading: Reading = self._handlers[type(instruction)](instruction)
+    def _book(self, reading: Reading) -> None:
+        """Time makes the noise grow."""
         if self._experiment.noise.growth_s is not None:
             write_sum(self._now.untuned_s, reading.rows, reading.seconds)
-        return reading
 
     def truth(self) -> Mapping[str, Tensor]:
         """`answer` (B,) int64, which of the set's answers is true; `law` (B,), of all laws; `site_factor` (B, K)."""
@@ -160,21 +144,6 @@ class LawInstrument(Instrument):
             "law": state.law,
             "site_factor": state.factor,
         }
-
-    def snapshot(self) -> _Rows:
-        """A copy of the state of all rows."""
-        return clone_rows(self._now)
-
-    @torch.inference_mode()
-    def restore(self, snapshot: _Rows, streams: Streams) -> None:
-        """Go back to a snapshot; the streams are their owner's to restore."""
-        self._state, self._streams = clone_rows(snapshot), streams
-
-    @property
-    def _now(self) -> _Rows:
-        if self._state is None:
-            raise InstructionError("The instrument was not reset yet; call reset(streams, rows) first.")
-        return self._state
 
     def _fresh(self, streams: Streams, rows: Tensor) -> _Rows:
         count, sites, device = len(rows), self._sites, self.device

@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from stem_gym.core.batch import clone_rows, write_rows
 from stem_gym.core.config import Config as Settings
 from stem_gym.core.config import parse
-from stem_gym.core.errors import ConfigError, InstructionError
-from stem_gym.core.instructions import Acquire, Blank, Instruction, Park, Read, Reading, Scan, Wait, no_dose
-from stem_gym.core.instrument import Instrument, Limits, check_instruction
+from stem_gym.core.errors import ConfigError
+from stem_gym.core.instructions import Acquire, Blank, Park, Read, Reading, Scan, Wait, no_dose
+from stem_gym.core.instrument import Limits
 from stem_gym.core.streams import Streams
 from stem_gym.core.units import ANG_PER_NM, ELECTRONS_PER_PC
 from stem_gym.datasets.cube_factors import Factors, factorise
 from stem_gym.datasets.cubes import SpectrumCube, read_cube
 from stem_gym.datasets.example_cube import example_cube
+from stem_gym.instruments.simulation import Simulation
 from stem_gym.simulator.probe_grid import ProbeGrid, ProbeRows, SpectralOverheads, blank, of_detector
 from stem_gym.simulator.thinning import thin
 
@@ -86,7 +86,7 @@ def make(settings: Mapping[str, Any], rows: int, device: torch.device) -> Replay
     return ReplayedCube(parse(Config, settings, "instrument"), rows, device)
 
 
-class ReplayedCube(Instrument):
+class ReplayedCube(Simulation[_Rows]):
     """Executes Scan, Park, Acquire, Blank, Wait and Read on a recorded spectrum image.
 
     Scan answers the recorded image whatever its dwell time. Where the file has none, its counts are divided once, by a
@@ -95,10 +95,11 @@ class ReplayedCube(Instrument):
     answered as the file has them, in proportion to the exposure, and a second measurement is the first one again.
     """
 
+    title = "The replayed file"
+
     def __init__(self, config: Config, rows: int, device: torch.device | str = "cpu") -> None:
+        super().__init__(rows, device)
         self.config = config
-        self.rows = rows
-        self.device = torch.device(device)
         self.replay = _prepare(config.path, config.signal)
         cube = self.replay.cube
         height, width, _ = cube.spectra.shape
@@ -115,9 +116,7 @@ class ReplayedCube(Instrument):
         components = (self.replay.factors.components * per_electron).astype(np.float32)
         self._components = torch.from_numpy(components).to(self.device)
         self._beam_per_s = torch.full((rows,), current_pa * ELECTRONS_PER_PC, device=self.device)
-        self._state: _Rows | None = None
-        self._streams = Streams([0] * rows, self.device)  # until the first reset hands in the caller's
-        self._handlers: dict[type[Instruction], Any] = {
+        self._handlers = {
             Scan: self._scan,
             Park: self._park,
             Acquire: self._acquire,
@@ -126,28 +125,13 @@ class ReplayedCube(Instrument):
             Read: self._read,
         }
 
-    @torch.inference_mode()
-    def reset(self, streams: Streams, rows: Tensor, options: Mapping[str, Any] | None = None) -> None:
-        """The probe back in the middle, clock and ledger at zero; the first call must name every row."""
-        if options:
-            raise InstructionError(f"A replayed file takes no reset options; given {sorted(options)}.")
+    def _fresh(self, streams: Streams, rows: Tensor) -> _Rows:
+        """The probe back in the middle, clock and ledger at zero."""
         nowhere = torch.full((len(rows), self._loadings.shape[1]), torch.nan, device=self.device)
-        fresh = _Rows(self._grid.start(len(rows), self.device), nowhere)
-        if self._state is None and len(rows) != self.rows:
-            raise InstructionError(f"The first reset must start all {self.rows} rows; given {rows.tolist()[:8]}.")
-        self._streams = streams
-        if self._state is None:
-            self._state = fresh
-        else:
-            write_rows(self._state, rows, fresh)
+        return _Rows(self._grid.start(len(rows), self.device), nowhere)
 
-    @torch.inference_mode()
-    def execute(self, instruction: Instruction) -> Reading:
-        """Do it. Raises CapabilityError or InstructionError before anything happens; never clips."""
-        check_instruction(instruction, self.capabilities, self.rows)
-        reading: Reading = self._handlers[type(instruction)](instruction)
+    def _book(self, reading: Reading) -> None:
         self._grid.spend(self._now.probe, reading)
-        return reading
 
     def truth(self) -> Mapping[str, Tensor]:
         """Loadings and components of the file's noise-free part, views that all rows share; spikes are not in them.
@@ -169,21 +153,6 @@ class ReplayedCube(Instrument):
         """Blank every row."""
         if self._state is not None:
             self._state.probe.blanked.fill_(True)
-
-    def snapshot(self) -> _Rows:
-        """A copy of the state of all rows."""
-        return clone_rows(self._now)
-
-    @torch.inference_mode()
-    def restore(self, snapshot: _Rows, streams: Streams) -> None:
-        """Go back to a snapshot; the streams are their owner's to restore."""
-        self._state, self._streams = clone_rows(snapshot), streams
-
-    @property
-    def _now(self) -> _Rows:
-        if self._state is None:
-            raise InstructionError("The file was not reset yet; call reset(streams, rows) first.")
-        return self._state
 
     def _scan(self, scan: Scan) -> Reading:
         self._grid.check_scan(scan)

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stem_gym.core.batch import clone_rows, take_rows, write_rows
+from stem_gym.core.batch import take_rows, write_rows
 from stem_gym.core.config import parse
-from stem_gym.core.errors import InstructionError
-from stem_gym.core.instructions import Acquire, Blank, Instruction, Park, Read, Reading, Scan, Wait, no_dose
-from stem_gym.core.instrument import Instrument, Limits, check_instruction
+from stem_gym.core.instructions import Acquire, Blank, Park, Read, Reading, Scan, Wait, no_dose
+from stem_gym.core.instrument import Limits
 from stem_gym.core.streams import Streams
 from stem_gym.core.units import ANG_PER_NM, ELECTRONS_PER_PC
+from stem_gym.instruments.simulation import Simulation
 from stem_gym.simulator.detectors import detect, expected_electrons, line_jitter_ang
 from stem_gym.simulator.drift import DriftState, advance, distort, start_drift
 from stem_gym.simulator.exposure import displacement_of_rows, pixel_centres
@@ -51,16 +51,17 @@ def make(settings: Mapping[str, Any], rows: int, device: torch.device) -> Spectr
     return SpectralInstrument(parse(SpectralColumn, settings, "instrument"), rows, device)
 
 
-class SpectralInstrument(Instrument):
+class SpectralInstrument(Simulation[_Rows]):
     """Executes Scan, Park, Acquire, Blank, Wait and Read on simulated fields of spectra or diffraction patterns.
 
     Scan answers the annular image of the whole field. The beam is open inside Scan and Acquire alone.
     """
 
+    title = "The spectral column"
+
     def __init__(self, config: SpectralColumn, rows: int, device: torch.device | str = "cpu") -> None:
+        super().__init__(rows, device)
         self.config = config
-        self.rows = rows
-        self.device = torch.device(device)
         cell_ang = config.specimen.fov_nm * ANG_PER_NM / config.shape[1]
         self._grid = ProbeGrid(config.shape, cell_ang, config.current_pa, config.overheads)
         axis = config.specimen.axis()
@@ -68,9 +69,7 @@ class SpectralInstrument(Instrument):
         self.capabilities = self._grid.capabilities({config.spectrometer: axis}, _EXPOSURE_S)
         per_s = config.current_pa * ELECTRONS_PER_PC * config.camera.quantum_efficiency
         self._detected_per_s = torch.full((rows,), per_s, device=self.device)
-        self._state: _Rows | None = None
-        self._streams = Streams([0] * rows, self.device)  # until the first reset hands in the caller's
-        self._handlers: dict[type[Instruction], Any] = {
+        self._handlers = {
             Scan: self._scan,
             Park: self._park,
             Acquire: self._acquire,
@@ -79,33 +78,18 @@ class SpectralInstrument(Instrument):
             Read: self._read,
         }
 
-    @torch.inference_mode()
-    def reset(self, streams: Streams, rows: Tensor, options: Mapping[str, Any] | None = None) -> None:
-        """A fresh specimen, drift and clock on `rows`; the first call must name every row."""
-        if options:
-            raise InstructionError(f"The spectral column takes no reset options; given {sorted(options)}.")
-        if self._state is None and len(rows) != self.rows:
-            raise InstructionError(f"The first reset must start all {self.rows} rows; given {rows.tolist()[:8]}.")
+    def _fresh(self, streams: Streams, rows: Tensor) -> _Rows:
+        """A specimen, drift and clock of its own for each row."""
         specimen = self.config.specimen.build(streams, rows, self.config.shape, self.device)
-        fresh = _Rows(
+        return _Rows(
             specimen=specimen,
             drift=start_drift(self.config.drift, streams, rows),
             probe=self._grid.start(len(rows), self.device),
             acquired=torch.full((len(rows), specimen.loadings.shape[2]), torch.nan, device=self.device),
         )
-        self._streams = streams
-        if self._state is None:
-            self._state = clone_rows(fresh)  # a recipe may answer expanded views
-        else:
-            write_rows(self._state, rows, fresh)
 
-    @torch.inference_mode()
-    def execute(self, instruction: Instruction) -> Reading:
-        """Do it. Raises CapabilityError or InstructionError before anything happens; never clips."""
-        check_instruction(instruction, self.capabilities, self.rows)
-        reading: Reading = self._handlers[type(instruction)](instruction)
+    def _book(self, reading: Reading) -> None:
         self._grid.spend(self._now.probe, reading)
-        return reading
 
     def truth(self) -> Mapping[str, Tensor]:
         """Loadings, components and image of the field, the loadings where the last Acquire was, and the frame's place.
@@ -129,21 +113,6 @@ class SpectralInstrument(Instrument):
         """Blank every row."""
         if self._state is not None:
             self._state.probe.blanked.fill_(True)
-
-    def snapshot(self) -> _Rows:
-        """A copy of the state of all rows."""
-        return clone_rows(self._now)
-
-    @torch.inference_mode()
-    def restore(self, snapshot: _Rows, streams: Streams) -> None:
-        """Go back to a snapshot; the streams are their owner's to restore."""
-        self._state, self._streams = clone_rows(snapshot), streams
-
-    @property
-    def _now(self) -> _Rows:
-        if self._state is None:
-            raise InstructionError("The column was not reset yet; call reset(streams, rows) first.")
-        return self._state
 
     def _advance(self, rows: Tensor, dt_s: Tensor) -> tuple[Tensor, DriftState]:
         """Displacements (n, J + 1, 2) in Å, the present one first, over steps dt_s (n, J); moves the sample on."""
