@@ -5,10 +5,7 @@ The acquisition of uncertainty sampling: it can not tell what is unknown about t
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from agents.engine.campaign import CampaignPolicy, CampaignSettings, Outlook
+from agents.engine.campaign import CampaignPolicy, CampaignSettings, Outlook, Proposal
 from stem_gym.surrogates import information
 
 
@@ -22,9 +19,8 @@ class AverageVariance(CampaignPolicy):
     name = "bma_variance"
     Settings = Settings
 
-    def merit(self, outlook: Outlook) -> Tensor:
-        told = [information.bma_variance(outlook.laws, forecast) for forecast in outlook.forecasts]
-        return torch.stack(told, dim=1)
+    def propose(self, outlook: Outlook) -> Proposal:
+        return self.best(outlook, outlook.judged(information.bma_variance))
 
 
 POLICY = AverageVariance

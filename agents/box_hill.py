@@ -5,10 +5,7 @@ G. E. P. Box and W. J. Hill, Technometrics 9, 57 (1967).
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from agents.engine.campaign import CampaignPolicy, CampaignSettings, Outlook
+from agents.engine.campaign import CampaignPolicy, CampaignSettings, Outlook, Proposal
 from stem_gym.surrogates import information
 
 
@@ -22,9 +19,8 @@ class BoxHill(CampaignPolicy):
     name = "box_hill"
     Settings = Settings
 
-    def merit(self, outlook: Outlook) -> Tensor:
-        told = [information.box_hill(outlook.laws, forecast) for forecast in outlook.forecasts]
-        return torch.stack(told, dim=1)
+    def propose(self, outlook: Outlook) -> Proposal:
+        return self.best(outlook, outlook.judged(information.box_hill))
 
 
 POLICY = BoxHill

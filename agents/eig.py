@@ -6,10 +6,7 @@ variances that takes a fraction of the time.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from agents.engine.campaign import CampaignPolicy, CampaignSettings, Outlook
+from agents.engine.campaign import CampaignPolicy, CampaignSettings, Outlook, Proposal
 from stem_gym.surrogates.information import expected_information, information_bound
 
 
@@ -26,9 +23,9 @@ class ExpectedInformation(CampaignPolicy):
     name = "eig"
     Settings = Settings
 
-    def merit(self, outlook: Outlook) -> Tensor:
+    def propose(self, outlook: Outlook) -> Proposal:
         told = information_bound if self.settings.bound else expected_information
-        return torch.stack([told(outlook.laws, forecast) for forecast in outlook.forecasts], dim=1)
+        return self.best(outlook, outlook.judged(told))
 
 
 POLICY = ExpectedInformation

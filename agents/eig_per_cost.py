@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from agents.engine.campaign import CampaignPolicy, CampaignSettings, Outlook
+from agents.engine.campaign import CampaignPolicy, CampaignSettings, Outlook, Proposal
 from stem_gym.surrogates.information import expected_information
 
 
@@ -19,9 +16,8 @@ class InformationPerCost(CampaignPolicy):
     name = "eig_per_cost"
     Settings = Settings
 
-    def merit(self, outlook: Outlook) -> Tensor:
-        told = [expected_information(outlook.laws, forecast) for forecast in outlook.forecasts]
-        return torch.stack(told, dim=1) / outlook.seconds
+    def propose(self, outlook: Outlook) -> Proposal:
+        return self.best(outlook, outlook.judged(expected_information) / outlook.seconds)
 
 
 POLICY = InformationPerCost

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from agents.engine.campaign import CampaignPolicy, CampaignSettings, Outlook
+from agents.engine.campaign import CampaignPolicy, CampaignSettings, Outlook, Proposal
 from agents.engine.structured_law import StructuredLaws
 from agents.policy import Face
 
@@ -61,7 +61,7 @@ class HypothesisLearning(CampaignPolicy):
         index = torch.as_tensor(rows)
         self.reward[index], self.tried[index], self._median[index] = 0.0, 0.0, torch.nan
 
-    def merit(self, outlook: Outlook) -> Tensor:
+    def propose(self, outlook: Outlook) -> Proposal:
         rows = self.face.rows
         drawn = self.streams.uniform(torch.arange(rows), (2 + outlook.design.shape[0] * self.protocol.sites,))
         count = outlook.history.done.sum(1)
@@ -78,7 +78,8 @@ class HypothesisLearning(CampaignPolicy):
         random = drawn[:, 2:].reshape(outlook.seconds.shape)
         # A tiny random share decides among sites, of which the process knows nothing.
         ranked = own.unsqueeze(1) * (1.0 + 1e-4 * random)
-        return torch.where((count < self.settings.first)[:, None, None], random, ranked)
+        merit = torch.where((count < self.settings.first)[:, None, None], random, ranked)
+        return self.best(outlook, merit)
 
     def chosen(self, uniform: Tensor) -> Tensor:
         """The law (B,) of each row by ε-greedy choice, from uniform numbers (B, 2)."""

@@ -37,7 +37,7 @@ class Lookahead(CampaignPolicy):
     Settings = Settings
 
     def propose(self, outlook: Outlook) -> Proposal:
-        told = torch.stack([expected_information(outlook.laws, one) for one in outlook.forecasts], dim=1)  # (B, K, E)
+        told = outlook.judged(expected_information)  # (B, K, E)
         merit = told / outlook.seconds
         paid = outlook.seconds < outlook.seconds_left[:, None, None]
         best = torch.where(paid, merit, -torch.inf).flatten(1).topk(min(self.settings.candidates, merit[0].numel()))

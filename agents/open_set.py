@@ -6,11 +6,9 @@ in the choice: designs that tell the laws apart can hide that all of them are wr
 
 from __future__ import annotations
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from agents.engine.campaign import CampaignPolicy, CampaignSettings, Outlook
+from agents.engine.campaign import CampaignPolicy, CampaignSettings, Outlook, Proposal
 from stem_gym.surrogates.information import expected_information
 
 
@@ -27,9 +25,8 @@ class OpenSet(CampaignPolicy):
     name = "open_set"
     Settings = Settings
 
-    def merit(self, outlook: Outlook) -> Tensor:
-        told = [expected_information(outlook.laws, forecast) for forecast in outlook.forecasts]
-        return torch.stack(told, dim=1)
+    def propose(self, outlook: Outlook) -> Proposal:
+        return self.best(outlook, outlook.judged(expected_information))
 
 
 POLICY = OpenSet

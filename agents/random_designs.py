@@ -6,9 +6,8 @@ What an agent gains by choosing is what it has over this one, which believes as 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from agents.engine.campaign import CampaignPolicy, CampaignSettings, Outlook
+from agents.engine.campaign import CampaignPolicy, CampaignSettings, Outlook, Proposal
 
 
 class Settings(CampaignSettings):
@@ -21,8 +20,8 @@ class RandomDesigns(CampaignPolicy):
     name = "random_designs"
     Settings = Settings
 
-    def merit(self, outlook: Outlook) -> Tensor:
-        return self.streams.uniform(torch.arange(self.face.rows), outlook.seconds.shape[1:])
+    def propose(self, outlook: Outlook) -> Proposal:
+        return self.best(outlook, self.streams.uniform(torch.arange(self.face.rows), outlook.seconds.shape[1:]))
 
 
 POLICY = RandomDesigns

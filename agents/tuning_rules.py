@@ -10,7 +10,6 @@ import dataclasses
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from agents.engine.campaign import CampaignPolicy, CampaignSettings, Outlook, Proposal
 from stem_gym.surrogates.information import expected_information
@@ -31,12 +30,8 @@ class TuningRules(CampaignPolicy):
     name = "tuning_rules"
     Settings = Settings
 
-    def merit(self, outlook: Outlook) -> Tensor:
-        told = [expected_information(outlook.laws, forecast) for forecast in outlook.forecasts]
-        return torch.stack(told, dim=1) / outlook.seconds
-
     def propose(self, outlook: Outlook) -> Proposal:
-        proposal = super().propose(outlook)
+        proposal = self.best(outlook, outlook.judged(expected_information) / outlook.seconds)
         present = outlook.present
         here = present.site.unsqueeze(1)
         wanted = {

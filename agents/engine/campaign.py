@@ -1,12 +1,14 @@
 """What all agents that discriminate laws do in the same way: believe, propose an experiment, declare in time.
 
-The referee's posterior is the belief. An agent says how much each experiment of a grid is worth (`merit`), or proposes
-one of its own. It declares when one answer is probable enough, or when nothing else can be paid for any longer.
+The referee's posterior is the belief. An agent proposes what it would do next, most of them the best of a grid of
+experiments by a figure of merit. It declares when one answer is probable enough, or when nothing else can be paid for
+any longer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -65,12 +67,14 @@ class Outlook:
     @cached_property
     def forecasts(self) -> list[Forecast]:
         """Of all experiments, at one site after the other."""
-        return [self.forecast(site) for site in range(self.protocol.sites)]
+        return [self._forecast(site) for site in range(self.protocol.sites)]
 
-    def forecast(self, site: int, noise_factor: Tensor | None = None) -> Forecast:
-        """Of all experiments at one site, with the noise as it is or another."""
-        present = self.present
-        factor = present.noise_factor if noise_factor is None else noise_factor
+    def judged(self, figure: Callable[[Tensor, Forecast], Tensor]) -> Tensor:
+        """A figure of merit of probabilities (B, L) and a forecast, (B, E), for every experiment (B, K, E)."""
+        return torch.stack([figure(self.laws, forecast) for forecast in self.forecasts], dim=1)
+
+    def _forecast(self, site: int) -> Forecast:
+        present, factor = self.present, self.present.noise_factor
         if self.protocol.experiment.sites is None:
             return self.referee.forecast(self.design, factor, self.draws)
         where, fresh, calibrated = torch.full((len(factor),), site), present.fresh[:, site], present.calibrated[:, site]
@@ -166,13 +170,9 @@ class CampaignPolicy(Policy):
         self._seen = last + 1
         return replace(history, value=self._sizes * history.done)
 
-    def merit(self, outlook: Outlook) -> Tensor:
-        """How much each experiment is worth, (B, K, E)."""
-        raise NotImplementedError(f"{type(self).__name__} must say what experiments are worth, or propose one.")
-
+    @abstractmethod
     def propose(self, outlook: Outlook) -> Proposal:
-        """The experiment of the highest merit among those that can be paid for."""
-        return self.best(outlook, self.merit(outlook))
+        """What each row would do next, if it does not declare."""
 
     def best(self, outlook: Outlook, merit: Tensor) -> Proposal:
         """The experiment of the highest merit (B, K, E) among those that can be paid for."""

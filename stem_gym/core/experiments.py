@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -73,7 +73,7 @@ class Experiment(Config):
     noise: Noise
     measure_s: float = Field(gt=0)
     """time of one measurement, beside pulses and waits"""
-    settle_s: dict[str, float] = Field(default_factory=dict)
+    settle_s: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """axis that is set → time until a change of it has settled"""
     sites: Sites | None = None
     """null: each experiment has a fresh site, which costs nothing"""
@@ -102,6 +102,8 @@ class Experiment(Config):
             raise ConfigError(
                 f"noise: untuned_s must be two times that rise, and needs growth_s; given {first_s:g} and {last_s:g}."
             )
+        if taken := sorted(self.enabling.keys() & {EXPERIMENT, DECLARE, *(axis.name for axis in laws.axes)}):
+            raise ConfigError(f"enabling: {', '.join(taken)} is the name of an axis or of another action.")
         for name, action in self.enabling.items():
             useless = {
                 "tune": self.noise.growth_s is None and "noise.growth_s is null",

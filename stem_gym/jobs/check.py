@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import gymnasium
+import numpy as np
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
@@ -18,7 +19,7 @@ from stem_gym.envs.variants import build, load_variant
 from stem_gym.jobs.roster import agents_package, check_id
 
 _CONFIG = "configuration"
-_SHORT = 0.05  # part of the seconds after which episodes end here: rows then end at different, early times
+_STEPS = 3  # after as many, half of the episodes are to end here: rows then end at different, early times
 _EVENTS = 20  # steps and resets of each story
 
 Overrides = Mapping[str, Any]
@@ -95,24 +96,30 @@ def _gymnasium(id: str, overrides: Overrides) -> None:
 
 
 def _vector(id: str, overrides: Overrides) -> None:
-    seconds = load_variant(id, overrides).variant.budget.seconds
-    short = dict(overrides) | {"budget": dict(overrides.get("budget") or {}) | {"seconds": _SHORT * seconds}}
+    seconds, differ = _spent_s(id, overrides)
+    short = dict(overrides) | {"budget": dict(overrides.get("budget") or {}) | {"seconds": seconds}}
     check_vector_env(
         lambda **asked: gymnasium.make_vec(id, **asked, **short),
         lambda: gymnasium.make(id, disable_env_checker=True, **short),
         events=_EVENTS,
-        staggered=_steps_differ(id, overrides),
+        staggered=differ,
     )
 
 
-def _steps_differ(id: str, overrides: Overrides) -> bool:
-    """Whether actions take different times, so that rows can end at different steps."""
-    env = gymnasium.make_vec(id, num_envs=4, **overrides)
+def _spent_s(id: str, overrides: Overrides) -> tuple[float, bool]:
+    """Microscope time that some random steps take, and whether it differs, so that rows can end at different steps."""
+    env = gymnasium.make_vec(id, num_envs=8, autoreset_mode=AutoresetMode.DISABLED, **overrides)
     try:
         env.action_space.seed(0)
         env.reset(seed=0)
-        seconds = env.step(env.action_space.sample())[4]["seconds"]
-        return bool(seconds.max() > seconds.min())
+        spent = []
+        for _ in range(_STEPS):
+            _, _, terminated, truncated, info = env.step(env.action_space.sample())
+            spent.append(np.asarray(info["seconds"]))
+            if (ended := np.asarray(terminated | truncated)).any():
+                env.reset(options={"reset_mask": ended})
+        most = np.max(spent, axis=0)
+        return float(np.median(most)), bool(np.ptp(most) > 0.0)
     finally:
         env.close()
 
