@@ -106,6 +106,20 @@ def test_rows_do_not_depend_on_their_neighbours():
         )
 
 
+def test_many_rows_are_the_rows_of_blocks():
+    """More rows than are worked out at once, with and without weights, are the same as one by one."""
+    told, probability = forecast(rows=7, draws=30_000, experiments=5), probabilities(rows=7)  # 600,000 values a row
+    weight = torch.softmax(drawn(7, 4, 30_000, seed=9), dim=2)
+    for one in (told, Forecast(told.value, told.noise, told.noise_factor, weight)):
+        for figure in (expected_information, information_bound, box_hill, bma_variance):
+            alone = []
+            for row in range(7):
+                own = None if one.weight is None else one.weight[row : row + 1]
+                part = Forecast(one.value[row : row + 1], one.noise, one.noise_factor[row : row + 1], own)
+                alone.append(figure(probability[row : row + 1], part))
+            torch.testing.assert_close(figure(probability, one), torch.cat(alone), rtol=1e-4, atol=1e-6)
+
+
 def test_weights_count_as_repeated_values():
     told, probability = forecast(draws=4), probabilities()
     twice = Forecast(told.value[:, :, [0, 0, 1, 2, 3, 3]], told.noise, told.noise_factor)
