@@ -74,7 +74,7 @@ class Refereed(Instrument):
         self._sites = experiment.sites.count if experiment.sites else 1
         self._remembers = bool(experiment.sites and experiment.sites.remembers)
         none = None if settings.none is None else GaussianLaw(experiment, settings.none)
-        self._referee = Referee(experiment, self.rows, settings.particles, none=none)
+        self._referee = Referee(experiment, self.rows, settings.particles, none=none, dtype=torch.float64)
         self._book = self._blank(self.rows, _PLACES)
 
     @torch.inference_mode()
@@ -98,7 +98,7 @@ class Refereed(Instrument):
         rows = instruction.rows.cpu()
         if isinstance(instruction, Acquire) and instruction.detector == BELIEF:
             self._referee.update(self._book.history)
-            told = (self._referee.probability[rows] * _STEPS).round() / _STEPS
+            told = ((self._referee.probability[rows] * _STEPS).round() / _STEPS).float()
             return no_dose(instruction, instruction.exposure_s.clone(), {BELIEF: told.to(self.device)})
         if isinstance(instruction, Pulse):
             self._refuse_unseen(rows)

@@ -44,7 +44,12 @@ class _Cloud:
 
 
 class Referee:
-    """Beliefs of B rows about the laws of an experiment description. `none` adds the answer that it is none of them."""
+    """Beliefs of B rows about the laws of an experiment description. `none` adds the answer that it is none of them.
+
+    In single precision the last digits of a likelihood, which differ between processors and numbers of rows, now and
+    then decide otherwise on a particle's move; in double precision (`dtype`), at half the speed, they practically never
+    do.
+    """
 
     def __init__(
         self,
@@ -53,8 +58,10 @@ class Referee:
         particles: int = 16384,
         seed: int = 0,
         none: GaussianLaw | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.experiment, self.rows, self.particles, self.none = experiment, rows, particles, none
+        self._dtype = dtype
         self._laws = list(bind_set(experiment.law_set).values())
         sites = experiment.sites
         self._sites = sites.count if sites else 1
@@ -62,11 +69,11 @@ class Referee:
         self._remembers = bool(sites and sites.remembers)
         self._parameters = max(len(law.parameters) for law in self._laws)
         self._width = self._parameters + (self._sites if self._factor > 0.0 else 0)
-        self._prior = _even_normal(particles, self._width)  # (N, Q)
+        self._prior = _even_normal(particles, self._width, dtype)  # (N, Q)
         self._streams = Streams(row_seeds(seed, rows))
         with torch.inference_mode():
             self._cloud = self._fresh(rows)
-        self._log_evidence = torch.zeros(rows, len(self._laws))
+        self._log_evidence = torch.zeros(rows, len(self._laws), dtype=dtype)
         self._history: History | None = None
         self._used = torch.zeros(rows, dtype=torch.int64)
 
@@ -131,7 +138,7 @@ class Referee:
         the history unless it is given, as it must be after an action that no measurement has followed yet. Without a
         site it is one of which nothing is known.
         """
-        index = self._resampled(draws, torch.full((self.rows, len(self._laws), 1), 0.5))
+        index = _systematic(self._cloud.log_weight, draws, torch.full((self.rows, len(self._laws), 1), 0.5))
         z = _gather(self._cloud.z, index)  # (B, L, S, Q)
         value = self._means(z.unsqueeze(3), design)  # (B, L, S, E)
         if site is not None and self._history is not None:
@@ -191,13 +198,13 @@ class Referee:
     def _fresh(self, rows: int) -> _Cloud:
         laws, count = len(self._laws), self.particles
         kept = self._sites if self._remembers else 0
-        zero = torch.zeros(rows, laws, count)
+        zero = torch.zeros(rows, laws, count, dtype=self._dtype)
         return _Cloud(
             z=self._prior.expand(rows, laws, -1, -1).clone(),
-            log_weight=torch.full((rows, laws, count), -math.log(count)),
+            log_weight=torch.full_like(zero, -math.log(count)),
             log_likelihood=zero,
             misfit=zero.clone(),
-            site_value=torch.zeros(rows, laws, count, kept),
+            site_value=torch.zeros(rows, laws, count, kept, dtype=self._dtype),
         )
 
     def _means(self, z: Tensor, design: Tensor) -> Tensor:
@@ -213,7 +220,8 @@ class Referee:
         history = self._seen()
 
         def of(part: Tensor) -> Tensor:
-            return part[rows, number]
+            picked = part[rows, number]
+            return picked.to(self._dtype) if picked.is_floating_point() else picked
 
         value = self._means(z, of(history.design).unsqueeze(1))  # (n, L, N)
         site = of(history.site)[:, None, None, None].expand(*value.shape, 1)
@@ -250,7 +258,7 @@ class Referee:
         if len(rows) == 0:
             return
         before = _take(self._cloud, rows)
-        offset = self._streams.uniform(rows, (len(self._laws), 1))
+        offset = self._streams.uniform(rows, (len(self._laws), 1)).to(self._dtype)
         centre, step = _gaussian_of(before.z, before.log_weight)
         index = _systematic(before.log_weight, self.particles, offset)
         cloud = _Cloud(*(_gather(getattr(before, one.name), index) for one in fields(_Cloud)))
@@ -266,7 +274,7 @@ class Referee:
         It lies around the particle, or around a `centre` (n, L, 1, Q) that all have in common.
         """
         shape = cloud.z.shape[1:]
-        normal = self._streams.normal(rows, shape)
+        normal = self._streams.normal(rows, shape).to(self._dtype)
         way = torch.einsum("nlij,nlpj->nlpi", step, normal)
         proposed = (cloud.z if centre is None else centre) + way
         odds = torch.zeros_like(cloud.log_likelihood)  # of proposing the way back over the way there
@@ -284,7 +292,7 @@ class Referee:
             site_value = torch.where(there.unsqueeze(3), after, site_value)
         gain = likelihood - cloud.log_likelihood - 0.5 * (proposed.square().sum(3) - cloud.z.square().sum(3))
         gain = gain + odds
-        taken = self._streams.uniform(rows, shape[:2]).log() < gain
+        taken = self._streams.uniform(rows, shape[:2]).to(self._dtype).log() < gain
         fresh = _Cloud(proposed, cloud.log_weight, likelihood, misfit, site_value)
         return _Cloud(
             *(
@@ -293,21 +301,18 @@ class Referee:
             )
         )
 
-    def _resampled(self, draws: int, offset: Tensor) -> Tensor:
-        return _systematic(self._cloud.log_weight, draws, offset)
-
 
 def prior_particles(experiment: Experiment, particles: int, extra: int) -> tuple[list[BoundLaw], Tensor]:
     """The laws, and standard normal numbers (L, N, P + extra) that fill their parameters evenly, with some more."""
     laws = list(bind_set(experiment.law_set).values())
     width = max(len(law.parameters) for law in laws) + extra
-    return laws, _even_normal(particles, width).expand(len(laws), -1, -1)
+    return laws, _even_normal(particles, width, torch.float32).expand(len(laws), -1, -1)
 
 
-def _even_normal(count: int, width: int) -> Tensor:
+def _even_normal(count: int, width: int, dtype: torch.dtype) -> Tensor:
     engine = torch.quasirandom.SobolEngine(width, scramble=True, seed=0)
     part = engine.draw(count, dtype=torch.float64).clamp(1e-7, 1.0 - 1e-7)
-    return torch.special.ndtri(part).float()
+    return torch.special.ndtri(part).to(dtype)
 
 
 def _shuffled_normal(count: int) -> Tensor:
@@ -331,7 +336,7 @@ def _gaussian_of(z: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
     centred = z - mean
     covariance = torch.einsum("blpi,blpj->blij", weight * centred, centred).double()
     floor = 1e-6 * torch.eye(z.shape[3], dtype=torch.float64)
-    return mean, torch.linalg.cholesky(covariance + floor).float()
+    return mean, torch.linalg.cholesky(covariance + floor).to(z.dtype)
 
 
 def _gather(whole: Tensor, index: Tensor) -> Tensor:
