@@ -89,8 +89,8 @@ def make(settings: Mapping[str, Any], rows: int, device: torch.device) -> Replay
 class ReplayedCube(Simulation[_Rows]):
     """Executes Scan, Park, Acquire, Blank, Wait and Read on a recorded spectrum image.
 
-    Scan answers the recorded image whatever its dwell time. Where the file has none, its counts are divided once, by a
-    seed from its checksum: one half summed over the channels is the image, the other half gives the spectra. An
+    Scan answers the recorded image whatever its dwell time. Where the file has none, its electrons are divided once, by
+    a seed from its checksum: one half summed over the channels is the image, the other half gives the spectra. An
     exposure longer than the recorded one is refused. Counts that are no whole numbers can not be thinned: they are
     answered as the file has them, in proportion to the exposure, and a second measurement is the first one again.
     """
@@ -100,7 +100,7 @@ class ReplayedCube(Simulation[_Rows]):
     def __init__(self, config: Config, rows: int, device: torch.device | str = "cpu") -> None:
         super().__init__(rows, device)
         self.config = config
-        self.replay = _prepare(config.path, config.signal)
+        self.replay = _prepare(config)
         cube = self.replay.cube
         height, width, _ = cube.spectra.shape
         self._exposure_s = _known(config, cube, "exposure_s")
@@ -205,23 +205,26 @@ def _known(config: Config, cube: SpectrumCube, key: str) -> float:
     return float(value)
 
 
-def _prepare(path: str | None, signal: int | None) -> Replay:
+def _prepare(config: Config) -> Replay:
     """The file made ready; read and factorised once a process while it stays as it is."""
-    if path is None:
-        return _prepared(None, None, (0, 0))
-    file = Path(path)
+    if config.path is None:
+        return _prepared(None, None, config.counts_per_electron, (0, 0))
+    file = Path(config.path)
     state = os.stat(file) if file.exists() else None
-    return _prepared(path, signal, (state.st_mtime_ns, state.st_size) if state else (0, 0))
+    version = (state.st_mtime_ns, state.st_size) if state else (0, 0)
+    return _prepared(config.path, config.signal, config.counts_per_electron, version)
 
 
 @functools.lru_cache(maxsize=4)
-def _prepared(path: str | None, signal: int | None, version: tuple[int, int]) -> Replay:
+def _prepared(path: str | None, signal: int | None, counts_per_electron: float, version: tuple[int, int]) -> Replay:
     cube = example_cube() if path is None else read_cube(path, signal)
     spectra, image, share = cube.spectra, cube.haadf, 1.0
     if image is None:
         rng = np.random.default_rng(int(cube.sha256[:16], 16))
-        half = rng.binomial(spectra.astype(np.int64), 0.5)
-        image, share = half.sum(2), 0.5
-        spectra = (spectra - half).astype(spectra.dtype)
+        electrons = np.round(spectra / counts_per_electron).astype(np.int64)
+        half = rng.binomial(electrons, 0.5)
+        image, share = half.sum(2) * counts_per_electron, 0.5
+        left = (electrons - half) * counts_per_electron
+        spectra = left.astype(spectra.dtype if counts_per_electron == 1.0 else np.float64)
     flat = spectra.reshape(-1, spectra.shape[2])
-    return Replay(cube, torch.from_numpy(image.astype(np.float32)), flat, factorise(cube), share)
+    return Replay(cube, torch.from_numpy(np.asarray(image, dtype=np.float32)), flat, factorise(cube), share)

@@ -155,6 +155,16 @@ def test_the_two_halves_of_a_file_without_an_image_are_the_file(imageless):
     assert float(rate) * EXPOSURE_S == pytest.approx(0.5 * recorded.sum(), rel=0.01)
 
 
+def test_electrons_are_divided_where_a_count_is_less_than_one(imageless):
+    """A camera of 4 counts an electron: whole electrons on either side, four times the variance of halved counts."""
+    recorded = np.load(imageless)["spectra"].astype(float)
+    instrument = replayed(imageless, counts_per_electron=4.0)
+    left = instrument.replay.spectra.reshape(recorded.shape)
+    assert (left % 4.0 == 0.0).all() and (instrument.replay.image.numpy() % 4.0 == 0.0).all()
+    ratio = ((left - 0.5 * recorded) ** 2 / (0.25 * recorded)).mean()
+    assert abs(ratio - 4.0) < 0.9  # five standard errors of 1,080 squares
+
+
 def test_counts_that_are_no_whole_numbers_are_answered_as_they_are(file, tmp_path):
     arrays = dict(np.load(file))
     arrays["spectra"] = arrays["spectra"] * 0.37
