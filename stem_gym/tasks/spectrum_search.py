@@ -29,6 +29,7 @@ _TRUE_NUMBERS = 2**24  # of noise-free spectra that are looked at at once
 _LEARN_REACH = 0.06  # of the plain interpolation that `learn` is judged with: part of the field's side, …
 _LEARN_CONTRAST = 0.15  # … and of the image's full scale
 _LEARN_PRIOR = 1e-3  # weight of the mean of all values, for cells far from any measurement
+_HOT_SHARE, _HOT_BY = 1e-3, 1.5  # so few pixels that outshine the next so much are no part of the image
 _ROUNDING = 1e-6  # relative, by which an exposure may pass the instrument's limits: single precision
 _TINY = 1e-12
 
@@ -76,7 +77,8 @@ class SpectrumSearchConfig(Config):
     frame_dwell_s: float = Field(gt=0)
     """dwell per pixel of the image at the start"""
     image_full_scale: float | None = Field(default=None, gt=0)
-    """collected fraction that is drawn as white; the brightest pixel if absent"""
+    """collected fraction that is drawn as white; if absent the brightest pixel, hot ones aside: at most a thousandth of
+    the pixels, or one, that outshine all others by half"""
     time_weight: float = Field(ge=0)
     """reward lost per hour"""
     dose_weight: float = Field(default=0.0, ge=0)
@@ -369,7 +371,7 @@ class SpectrumSearch(Task[State]):
             for key in ("counts_per_electron", "counts_offset", "electrons_per_pixel")
         )
         fraction = (reading.data["images"][:, 0] - offset) / (gain * beam)
-        white = fraction.amax((1, 2), keepdim=True).clamp(min=_TINY)
+        white = _brightest(fraction.flatten(1)).clamp(min=_TINY)[:, None, None]
         if self.config.image_full_scale is not None:
             white = torch.full_like(white, self.config.image_full_scale)
         image = (fraction * (255.0 / white)).round().clamp(0.0, 255.0).to(torch.uint8).flatten(1)
@@ -642,6 +644,13 @@ def _components(truth: Mapping[str, Tensor], rows: Tensor) -> Tensor:
     """Components (n, K, C) in detected electrons per second."""
     per_s = truth["electrons_per_s"].index_select(0, rows)
     return truth["components"].index_select(0, rows) * per_s[:, None, None]
+
+
+def _brightest(image: Tensor) -> Tensor:
+    """The brightest of pixels (B, P), (B,); where some are hot, the next below these."""
+    brightest = image.topk(1 + max(1, int(_HOT_SHARE * image.shape[1])), dim=1).values
+    first, below = brightest[:, 0], brightest[:, -1]
+    return torch.where((first > _HOT_BY * below) & (below > 0.0), below, first)
 
 
 def _averaging(channels: int, fewer: int) -> Tensor:
