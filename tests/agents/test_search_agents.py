@@ -17,7 +17,7 @@ from agents.engine.search_field import search_field_of
 from agents.novelty import novelty, shape_of
 from agents.policy import Face
 from stem_gym.core.errors import ConfigError, MissingExtraError, PolicyError
-from tests.agents.search import SearchEnv, blobs, play, search_face
+from tests.agents.search import CHANNELS, Fields, SearchEnv, blobs, play, search_face
 
 SEARCHERS = ("dkl", "gp_bo", "novelty", "structured_gp")
 
@@ -188,6 +188,29 @@ def test_patches_find_the_best_sooner_than_chance(name):
     track = play(agents.make(name, search_face(rows=8)), blobs(8, seed=11), 35)
     chance = play(agents.make("uniform", search_face(rows=8)), blobs(8, seed=11), 35)
     assert (track[-1] >= 0.9).mean() >= 0.75 > (chance[-1] >= 0.9).mean()
+
+
+def misleading(rows, seed):
+    """Fields (32, 32) where brighter is more, but for a few dark grains that have the most of all."""
+    rng, (y, x) = np.random.default_rng(seed), np.mgrid[:32, :32]
+    image, value = rng.normal(210.0, 15.0, (rows, 32, 32)), np.full((rows, 32, 32), 0.42)
+    image[:, :, 20:], value[:, :, 20:] = rng.normal(134.0, 9.0, (rows, 32, 12)), 0.0
+    for row in range(rows):
+        for _ in range(4):
+            grain = np.hypot(y - rng.uniform(2, 30), x - rng.uniform(2, 18)) < 1.6
+            image[row][grain], value[row][grain] = 118.0, 1.0
+    value += 0.01 * rng.standard_normal(value.shape) + 1e-4 * (image - 210.0)
+    spectra = np.ones((rows, 1024, CHANNELS))
+    return Fields(image.clip(0, 255).astype(np.uint8), value.reshape(rows, -1), spectra)
+
+
+def test_a_law_that_is_wrong_does_not_keep_the_search_on_its_plateau():
+    """Eight fields, 45 measurements: without patience's end the plateau at 0.42 is all that most of them find."""
+    found = {}
+    for patience in (8, 1000):
+        policy = agents.make("structured_gp", search_face(rows=8), patience=patience)
+        found[patience] = (play(policy, misleading(8, seed=3), 45)[-1] > 0.8).mean()
+    assert found[8] >= max(found[1000] + 0.3, 0.75), found
 
 
 def test_a_spike_does_not_derail_the_search():
