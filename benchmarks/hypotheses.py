@@ -137,7 +137,15 @@ def median_of(values: Sequence[int]) -> tuple[float, float, float]:
 
 def markdown(stored: Mapping[str, Any]) -> str:
     """The table of stored figures: mean ± standard error; a median counts episodes without a right claim as longest."""
-    header = ["level", "agent", "experiments to a right claim", "claims", "of these right", "right at the end"]
+    header = [
+        "level",
+        "agent",
+        "episodes",
+        "experiments to a right claim",
+        "claims",
+        "of these right",
+        "right at the end",
+    ]
     header += ["log score", "Brier", "score with costs", "confident and wrong", "enabling", "seconds", "thinking / s"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     return "\n".join(lines + [_line(row) for row in stored["summary"]])
@@ -149,7 +157,7 @@ def _line(row: Mapping[str, Any]) -> str:
 
     median = f"{count(row['median'])} ({count(row['median_low'])}–{count(row['median_high'])})"
     claims = row["claims"]
-    cells = [row["level"], row["agent"], median, f"{claims / row['episodes']:.0%}"]
+    cells = [row["level"], row["agent"], f"{row['episodes']:,}", median, f"{claims / row['episodes']:.0%}"]
     cells.append(f"{row['claims_right'] / claims:.1%}" if claims else "–")
     cells += [outcome.shown(row[name], row[f"{name}_error"]) for name in ("right", "log_score", "brier", "score")]
     cells.append(f"{row['confident_wrong']:.1%}")

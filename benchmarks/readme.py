@@ -135,12 +135,12 @@ def _spectrum_search(stored: Mapping[str, Any]) -> str:
 
 
 def _hypotheses(stored: Mapping[str, Any]) -> str:
-    episodes = max(row["episodes"] for row in stored["summary"])
     return (
-        f"Agents that tell laws apart, {episodes} episodes each (`python benchmarks/hypotheses.py`; mean ± standard "
-        "error): the median number of experiments to a right claim of at least 95 %, with its 95 % interval, where an "
-        "episode without one counts as the longest; how many episodes end in a claim, and how many claims are right; "
-        "the share of right answers at the end; and that share less half a point for the whole of the time.\n\n"
+        "Agents that tell laws apart (`python benchmarks/hypotheses.py`; mean ± standard error; a referee of 4,096 "
+        "particles a law; `random_designs` is chance with the same belief, `uniform` declares at random): the median "
+        "number of experiments to a right claim of at least 95 %, with its 95 % interval, where an episode without "
+        "one counts as the longest; how many episodes end in a claim, and how many claims are right; the share of "
+        "right answers at the end; and that share less half a point for the whole of the time.\n\n"
         f"{hypotheses.markdown(stored)}"
     )
 
