@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.markup import escape
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction
 
-from stem_gym.core.errors import StemGymError
+from stem_gym.core.errors import ConfigError, StemGymError
 from stem_gym.jobs.overrides import parse_overrides
 
 OK, FAILED, BAD_INPUT, STOPPED, TERMINATED = 0, 1, 2, 130, 143
@@ -309,12 +309,12 @@ class Explain(Common):
 
 @dataclass(frozen=True)
 class Value(Common):
-    """Play an episode between laws, and say and draw what each of its steps was worth."""
+    """Say and draw what each step of an episode between laws was worth: one that is played, or a recorded one."""
 
     agent: Positional[str] = tyro.MISSING
-    """Agent, or the folder of a saved policy."""
-    id: Positional[str] = tyro.MISSING
-    """Environment id of a hypothesis discrimination."""
+    """Agent, or the folder of a saved policy; or a recording (HDF5) of `deploy --record`."""
+    id: Positional[str] = ""
+    """Environment id of a hypothesis discrimination; none for a recording."""
     out: Path = tyro.MISSING
     """Folder for values.jsonl and values.png."""
     seed: int = 0
@@ -328,7 +328,14 @@ class Value(Common):
         from stem_gym.jobs import value
 
         settings, overrides = parse_overrides(self.using), parse_overrides(self.set)
-        told = value.value(value.ValueJob(self.agent, self.id, self.out, self.seed, settings, overrides))
+        if self.id:
+            told = value.value(value.ValueJob(self.agent, self.id, self.out, self.seed, settings, overrides))
+        elif settings or overrides:
+            raise ConfigError("--with and --set are for an episode that is played: name an environment id after it.")
+        elif not Path(self.agent).is_file():
+            raise ConfigError(f"There is no recording {self.agent!r}; for an episode of an agent, name an id after it.")
+        else:
+            told = value.value_of_recording(Path(self.agent), self.out)
         if self.json:
             _print_json(told)
         for line in () if self.json else value.sentences(told):

@@ -1,18 +1,22 @@
-"""What each step of an episode between laws was worth: played, written down and drawn."""
+"""What each step of an episode between laws was worth: played or recorded, written down and drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 from gymnasium.vector import AutoresetMode
 
 from stem_gym.core.streams import row_seeds
 from stem_gym.jobs.outcome import make_folder
+from stem_gym.jobs.recorded_campaign import recorded_campaign
 from stem_gym.jobs.roster import agents_package, check_id, policy_for
+
+if TYPE_CHECKING:
+    from agents.engine.step_values import StepValue
 
 
 @dataclass(frozen=True)
@@ -44,17 +48,41 @@ def value(job: ValueJob) -> dict[str, Any]:
         values = step_values.step_values(face_of(env), lived)
     finally:
         env.close()
+    return {"id": job.id, "agent": job.agent, "seed": job.seed} | _kept(
+        values, folder, f"{job.agent} on {job.id}, world {job.seed}"
+    )
+
+
+def value_of_recording(path: Path, out: Path) -> dict[str, Any]:
+    """The same of an episode that `stem-gym deploy … --record` wrote.
+
+    Raises RecordError for a file that holds no such episode.
+    """
+    agents_package()
+    from agents.engine import step_values
+    from agents.policy import Face
+
+    campaign = recorded_campaign(path)
+    task, folder = campaign.task, make_folder(out)
+    face = Face(campaign.id, 1, task.observation_space, task.action_space, task.config.model_dump(mode="json"))
+    lived = step_values.Lived(campaign.observations, campaign.actions, campaign.seconds)
+    values = step_values.step_values(face, lived)
+    return {"id": campaign.id, "recording": str(path)} | _kept(values, folder, f"{path.name}, {campaign.id}")
+
+
+def _kept(values: Sequence[StepValue], folder: Path, title: str) -> dict[str, Any]:
+    """Write and draw the values; the steps as plain data, and where they are."""
+    from agents.engine import step_values
+
     written = step_values.write_values(values, folder / "values.jsonl")
-    drawn = step_values.draw_values(values, folder / "values.png", f"{job.agent} on {job.id}, world {job.seed}")
-    return {
-        "id": job.id, "agent": job.agent, "seed": job.seed, "steps": [asdict(one) for one in values],
-        "written": str(written), "drawn": str(drawn),
-    }  # fmt: skip
+    drawn = step_values.draw_values(values, folder / "values.png", title)
+    return {"steps": [asdict(one) for one in values], "written": str(written), "drawn": str(drawn)}
 
 
 def sentences(told: Mapping[str, Any]) -> list[str]:
     """What was found, for people."""
-    lines = [f"{told['agent']} on {told['id']}, world {told['seed']}:"]
+    whose = told["recording"] if "recording" in told else f"{told['agent']} on {told['id']}, world {told['seed']}"
+    lines = [f"{whose}:"]
     for step in told["steps"]:
         what = ", ".join(f"{name} {number:.4g}" for name, number in step["design"].items())
         lines.append(
