@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -232,3 +233,23 @@ def test_no_truth_in_the_observation() -> None:
     for cell in (4, 40):
         seen, blind = measure(one, cell).observation, measure(other, cell).observation
         assert seen.keys() == blind.keys() and all(torch.equal(seen[key], blind[key]) for key in seen)
+
+
+def test_noise_over_vacuum_does_not_win_on_flakes() -> None:
+    """One noisy spectrum of every cell of the id's own fields: no ratio over vacuum is half as high as at edges."""
+    env = gymnasium.make_vec("stem_gym/SpectrumSearch-flakes-v0", num_envs=6, fused=False)
+    env.reset(seed=0)
+    batch: Any = env.unwrapped.batch  # type: ignore[attr-defined]
+    truth, exposure_s = batch.instrument.truth(), batch.task.config.exposures_s[0]
+    rate = (truth["loadings"] @ truth["components"]) * truth["electrons_per_s"][:, None, None]
+    noise = torch.Generator().manual_seed(1)
+    read = batch.instrument.config.camera.read_noise * torch.randn(rate.shape, generator=noise)
+    counts = (torch.poisson(rate * exposure_s, generator=noise) + read) / exposure_s
+    vacuum = (truth["loadings"][..., :3].sum(-1) == 0.0) & (truth["loadings"][..., 3] < 0.05)
+    assert vacuum.float().mean() > 0.05
+    ratio, axis = batch.task.config.scalarizers[0].measure, batch.instrument.capabilities.axes["eels"]
+    value = ratio(counts, axis)
+    best = value.topk(40, dim=1)  # the best hundredth of the cells
+    assert not vacuum.gather(1, best.indices).any()
+    assert value[vacuum].max() < 0.5 * best.values.min()
+    env.close()
