@@ -237,6 +237,30 @@ def test_other_formats_come_through_rosettasciio(name, module, tmp_path, monkeyp
     assert (cube.exposure_s, cube.current_pa, cube.title, cube.licence) == (0.1, 50.0, "EELS", "CC-BY")
 
 
+@pytest.mark.parametrize("module", ["hspy", "emd"])
+def test_what_rosettasciio_writes_is_read(module, tmp_path):
+    """With RosettaSciIO itself, where the extra is installed."""
+    writer = pytest.importorskip(f"rsciio.{module}").file_writer
+    axes = [axis(0, 3, "nm", 0.5, name="y"), axis(1, 4, "nm", 0.5, name="x"), axis(2, 5, "eV", 10.0, 100.0, "Energy")]
+    for number, one in enumerate(axes):
+        one["navigate"] = number < 2
+    detector = {"EELS": {"exposure": 0.1}}
+    metadata = {
+        "General": {"title": "EELS"},
+        "Signal": {"signal_type": "EELS"},
+        "Acquisition_instrument": {"TEM": {"beam_current": 0.05, "Detector": detector}},
+    }
+    signal = {"data": SPECTRA, "axes": axes, "metadata": metadata, "original_metadata": {}, "learning_results": {}}
+    signal |= {"attributes": {"_lazy": False}, "tmp_parameters": {}, "models": {}}
+    writer(str(tmp_path / f"a.{module}"), signal | {"package_info": {"package": "stem_gym", "package_version": "0.1"}})
+    cube = read_cube(tmp_path / f"a.{module}")
+    np.testing.assert_array_equal(cube.spectra, SPECTRA)
+    np.testing.assert_allclose(cube.energy_ev, ENERGY_EV)
+    assert cube.pixel_nm == pytest.approx(0.5)
+    if module == "hspy":  # the other keeps neither
+        assert (cube.exposure_s, cube.current_pa) == (0.1, pytest.approx(50.0))
+
+
 def test_one_of_several_spectrum_images_must_be_chosen(tmp_path, monkeypatch):
     both = [*entries("low loss"), *entries("core loss")]
     both[5]["data"] = both[5]["data"] + 1
