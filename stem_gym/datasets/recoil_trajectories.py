@@ -162,7 +162,7 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Run, or go on running, recoil trajectories.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the set")
-    parser.add_argument("--shards", type=int, default=160, help="files of the whole set (default 160)")
+    parser.add_argument("--shards", type=int, default=800, help="files of the whole set (default 800)")
     parser.add_argument("--trajectories", type=int, default=64, help="trajectories in a file (default 64)")
     parser.add_argument("--part", default="0/1", help="share of the work for this process, e.g. 0/4 (default 0/1)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the whole set (default 0)")
