@@ -17,6 +17,7 @@ from agents.engine.acquisition import Belief
 from agents.engine.search_field import Scene
 from agents.engine.search_policy import SearchPolicy, SearchSettings
 from agents.engine.spectrum_model import SpectrumModel
+from agents.engine.surprises import Surprises
 from agents.policy import Array, Face, Observation
 
 
@@ -36,6 +37,7 @@ class Im2Spec(SearchPolicy):
     def __init__(self, face: Face, settings: Any) -> None:
         super().__init__(face, settings)
         self.model = SpectrumModel(face, self.name, settings.memory)
+        self.surprises = Surprises(face.rows, self.field.cells)
         times = self.field.exposures_s
         self._exposure_s = np.full(face.rows, times[self.field.exposure(settings.exposure_share)])
         self._observation: Observation = {}
@@ -48,7 +50,7 @@ class Im2Spec(SearchPolicy):
     def predict(self, scene: Scene, rows: Tensor) -> Belief:
         told = self.model.wanted(self._observation)
         mean, deviation = told.mean[rows], told.deviation[rows]
-        return Belief(
+        belief = Belief(
             mean=mean,
             deviation=deviation,
             noise=told.noise[rows],
@@ -56,9 +58,11 @@ class Im2Spec(SearchPolicy):
             lowest=mean.masked_fill(~scene.measured, np.inf).amin(1),
             embedding=self.model.features[rows],
         )
+        return self.surprises.calibrated(belief, scene, rows)
 
     def forget(self, rows: Tensor) -> None:
         self.model.forget(rows.numpy())
+        self.surprises.forget(rows)
 
 
 POLICY = Im2Spec

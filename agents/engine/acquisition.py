@@ -28,6 +28,13 @@ class Belief:
     best: Tensor  # (n,) most that is believed of a measured cell
     lowest: Tensor  # (n,) least that is believed of a measured cell
     embedding: Tensor | None = None  # (n, C, d) where the model places the cells
+    spread: Tensor | None = None  # (n, C) deviation of a measurement from the mean; None: that of these two
+
+    def measured_deviation(self) -> Tensor:
+        """Deviation (n, C) of a measurement from the mean."""
+        if self.spread is not None:
+            return self.spread
+        return (self.deviation.square() + self.noise.square()[:, None]).sqrt()
 
 
 class ExpectedImprovement(Config):

@@ -36,16 +36,24 @@ _STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 7,
 }
+_OTHERS = ("#f59f00", "#15aabf", "#82c91e")  # of what would have been chosen otherwise
 _PLAIN = (-2, 4)  # powers of ten that are written out
 _UNITS = {"peak_fit": "eV", "anomaly": "", "peak_ratio": "", "quotient": "", "centre_of_mass": "mrad"}
 
 
-def draw_decision(log: DecisionLog, path: str | Path, step: int | None = None, row: int = 0) -> Path:
+def draw_decision(
+    log: DecisionLog,
+    path: str | Path,
+    step: int | None = None,
+    row: int = 0,
+    otherwise: Mapping[str, int] | None = None,
+) -> Path:
     """All of a decision on one page, written to `path` (PNG, PDF or SVG by its ending).
 
     The image with the measured places in their order and the chosen one, mean, deviation and acquisition function over
     the field, the last spectrum with the scalarizer's windows, the best value so far, and the embedding where the
-    agent has one. Raises RecordError for a step that was not recorded.
+    agent has one. `otherwise` are cells that would have been chosen, by the condition. Raises RecordError for a step
+    that was not recorded.
     """
     entries = log.upto(step, row)
     entry, spectra, scene = entries[-1], recorded_spectra(entries, log.task), _Scene(log, entries[-1])
@@ -54,8 +62,9 @@ def draw_decision(log: DecisionLog, path: str | Path, step: int | None = None, r
     with _figure(Path(path), (11.0, 5.0), (4, last)) as (figure, axes):
         maps, below = axes
         _draw_image(maps[0], scene, spectra)
+        _mark_others(maps[0], scene, otherwise or {})
         _draw_map(maps[1], scene, entry.decision.mean[0], "b  Predicted mean", scene.value_label, "viridis")
-        _draw_map(maps[2], scene, entry.decision.deviation[0], "c  Predicted deviation", scene.value_label, "magma")
+        _draw_map(maps[2], scene, entry.decision.deviation[0], "c  Deviation", scene.value_label, "magma")
         _draw_map(maps[3], scene, entry.decision.acquisition[0], "d  Acquisition", scene.score_label, "cividis", True)
         _draw_spectrum(below[0], scene, spectra)
         _draw_best(below[1], scene, spectra)
@@ -198,7 +207,7 @@ def _draw_best(axis: Any, scene: _Scene, spectra: RecordedSpectra) -> None:
         mean, deviation = (float(part[0, y, x]) for part in (scene.entry.decision.mean, scene.entry.decision.deviation))
         bars = {"fmt": "*", "color": _CHOSEN, "markersize": 8, "capsize": 2, "elinewidth": 0.9}
         axis.errorbar(len(value) + 1, mean, 1.645 * deviation, label="expected next, 90 %", **bars)
-        axis.legend(loc="lower right")
+        axis.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.ticklabel_format(axis="y", scilimits=_PLAIN, useMathText=True)
 
@@ -252,7 +261,7 @@ def _kind_of(detector: str) -> str:
 def _score_label(kind: str, unit: str) -> str:
     beside = f" ({unit})" if unit else ""
     return {
-        "expected_improvement": f"ln expected improvement{beside}",
+        "expected_improvement": "ln expected improvement",
         "above_level": "ln probability",
         "random_choice": "random number",
     }.get(kind, kind.replace("_", " ") + beside)
@@ -261,6 +270,16 @@ def _score_label(kind: str, unit: str) -> str:
 def _mark_chosen(axis: Any, scene: _Scene) -> None:
     x, y = scene.places(scene.chosen)
     axis.scatter(x, y, marker="*", s=90, color=_CHOSEN, edgecolors="white", linewidths=0.8, zorder=4)
+
+
+def _mark_others(axis: Any, scene: _Scene, cells: Mapping[str, int]) -> None:
+    """Hollow stars where something else would have been measured."""
+    for colour, (condition, cell) in zip(_OTHERS, cells.items(), strict=False):
+        x, y = scene.places(cell)
+        star = {"marker": "*", "s": 110, "facecolors": "none", "edgecolors": colour, "linewidths": 1.3}
+        axis.scatter(x, y, label=f"if {condition}", zorder=5, **star)
+    if cells:
+        axis.legend(loc="upper left", bbox_to_anchor=(0.0, -0.3), borderaxespad=0.0)
 
 
 def _label_field(axis: Any) -> None:

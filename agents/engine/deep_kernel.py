@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from agents.engine.field_kernel import Cells, KernelPlan, Kernels, Seen
-from agents.engine.leave_one_out import calibration, extra_noise, residuals
+from agents.engine.leave_one_out import calibration, calibration_by_value, extra_noise, of_the_mean, residuals
 
 __all__ = ["Cells", "KernelPlan", "Learned", "Points", "Predicted", "condition", "fit", "pick", "predict", "start"]
 
@@ -56,6 +56,7 @@ class Predicted:
     mean: Tensor  # (n, C)
     deviation: Tensor  # (n, C) of the value without measurement noise, calibrated
     noise: Tensor  # (n,) deviation of a measurement from the value
+    spread: Tensor  # (n, C) deviation of a measurement from the mean, calibrated for like places
     embedding: Tensor | None  # (n, C, d) of the first member
 
 
@@ -179,6 +180,7 @@ class Conditioned:
     valid: Tensor  # (M, N)
     extra: Tensor  # (n, N) noise variance beyond the common one
     scale: Tensor  # (n,) factor that calibrates deviations
+    away: Tensor  # (n, N) of a measurement from what is predicted without it, in so calibrated deviations with noise
 
 
 @torch.no_grad()
@@ -194,20 +196,27 @@ def condition(plan: KernelPlan, learned: Learned, cells: Cells, points: Points, 
         lower = torch.linalg.cholesky(bare + torch.diag_embed(spread))
         inverse = torch.cholesky_inverse(lower)
         weight = inverse @ value[..., None]
-        residual, variance = residuals(inverse, weight[..., 0], points.fold, plan.members)
+        residual, variance, apart = residuals(inverse, weight[..., 0], points.fold, plan.members)
         if turn == rounds or not plan.robust:
             break
         own = (variance - extra).clamp(min=1e-6)
         before, extra = extra, extra_noise(residual, own, points.valid)
         if not (extra.any() or before.any()):
             break
-    scale = calibration(residual / variance.sqrt(), points.valid)
-    return Conditioned(lower, weight, seen, valid, extra, scale)
+    scale = calibration(residual / variance.sqrt(), points.valid[:, None].double())[:, 0]
+    noise = extra + kernels.noise.view(len(extra), plan.members).gather(1, points.fold % plan.members)
+    latent = (variance - noise).clamp(min=0.0)
+    error = of_the_mean(residual, apart, points.valid & (extra <= 0.0))
+    away = error / (scale[:, None].square() * latent + apart + noise).sqrt()
+    return Conditioned(lower, weight, seen, valid, extra, scale, away)
 
 
 @torch.no_grad()
 def predict(plan: KernelPlan, learned: Learned, cells: Cells, points: Points) -> Predicted:
-    """The members' common posterior over all cells: mean of means, calibrated variance plus their disagreement."""
+    """The members' common posterior over all cells: mean of means, calibrated variance plus their disagreement.
+
+    The spread of measurements is calibrated for like places (`calibration_by_value`).
+    """
     known = condition(plan, learned, cells, points)
     eye = torch.eye(known.lower.shape[1], dtype=known.lower.dtype).expand_as(known.lower)
     half = torch.linalg.solve_triangular(known.lower, eye, upper=False).float() * known.valid[:, None]
@@ -236,7 +245,9 @@ def predict(plan: KernelPlan, learned: Learned, cells: Cells, points: Points) ->
     total = known.scale.float()[:, None].square() * variance.mean(dim=1) + apart
     noise = Kernels(plan, theta).noise.view(shape[:2]).mean(dim=1).sqrt()
     first = None if embedding is None else embedding.view(*shape, plan.embedding)[:, 0]
-    return Predicted(middle, total.sqrt(), noise, first)
+    here = calibration_by_value(known.away.float(), points.valid, middle.gather(1, points.index), middle)
+    spread = here * (total + noise[:, None].square()).sqrt()
+    return Predicted(middle, total.sqrt(), noise, spread, first)
 
 
 def pick(learned: Learned, rows: Tensor) -> Learned:

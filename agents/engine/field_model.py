@@ -74,6 +74,7 @@ class FieldModel:
             mean=mean,
             deviation=spread[:, None] * found.deviation,
             noise=spread * found.noise,
+            spread=spread[:, None] * found.spread,
             best=torch.where(measured, mean, -torch.inf).amax(dim=1),
             lowest=torch.where(measured, mean, torch.inf).amin(dim=1),
             embedding=found.embedding,

@@ -121,10 +121,9 @@ class SearchPolicy(Policy):
                 whole[~seeding] = part.float()
             return np.asarray(whole.numpy())
 
-        deviation = None if belief is None else (belief.deviation.square() + belief.noise.square()[:, None]).sqrt()
         return Decision(
             mean=told(None if belief is None else belief.mean).reshape(shape),
-            deviation=told(deviation).reshape(shape),
+            deviation=told(None if belief is None else belief.measured_deviation()).reshape(shape),
             acquisition=score.float().numpy().reshape(shape),
             embedding=None if belief is None or belief.embedding is None else told(belief.embedding),
             chosen=cells.numpy(),

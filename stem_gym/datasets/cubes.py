@@ -52,6 +52,8 @@ def read_cube(path: str | os.PathLike[str], signal: int | None = None) -> Spectr
     if not file.exists():
         raise DataError(f"There is no file {file}. Give the path of a spectrum image.")
     suffix = file.suffix.lower()
+    if file.is_dir() and suffix != ".zspy":
+        raise DataError(f"{file} is a folder. Give the path of a file in it.")
     if suffix == ".npz":
         recorded = _read_npz(file)
     elif suffix in FOREIGN:
@@ -71,10 +73,16 @@ def _read_npz(file: Path) -> Recorded:
                 arrays = {key: archive[key] for key in archive.files}
     except DataError:
         raise
-    except ValueError as error:
-        raise DataError(f"{file} holds pickled objects or a torn array, which are not read: {error}") from error
+    except ValueError as error:  # numpy's own words advise to unpickle
+        raise DataError(
+            f"{file} is no archive of plain arrays, or one of them is torn; pickled objects are never read. It must "
+            f"hold {_NPZ_KEYS}."
+        ) from error
     except (OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{file} can not be read, it may be cut short or damaged: {error}") from error
+        raise DataError(
+            f"{file} ({file.stat().st_size:,} bytes) can not be read, it may be cut short or damaged: {error}. Copy or "
+            "save it again."
+        ) from error
     if "spectra" not in arrays:
         raise DataError(f"{file} has no array 'spectra'; it holds {sorted(arrays)}. It must hold {_NPZ_KEYS}.")
     energy = arrays.get("energy_eV")
@@ -110,7 +118,12 @@ def _checked(recorded: Recorded, file: Path) -> SpectrumCube:
             f"{spectra.shape}."
         )
     if not np.isfinite(spectra).all():
-        raise DataError(f"{file}: {int((~np.isfinite(spectra)).sum())} of the counts are NaN or infinite.")
+        bad = np.argwhere(~np.isfinite(spectra))
+        y, x, channel = bad[0].tolist()
+        raise DataError(
+            f"{file}: {len(bad)} of {spectra.size} counts are NaN or infinite; the first in cell x {x}, y {y}, channel "
+            f"{channel}. Give what was counted; cells and channels that were not recorded are cut off, or hold 0."
+        )
     if spectra.min() < 0:
         raise DataError(
             f"{file}: the counts go down to {spectra.min():g}. Give what the detector recorded, before a background or "
@@ -152,7 +165,8 @@ def _checked_energy(energy: NDArray[Any] | None, channels: int, file: Path) -> N
     axis = np.asarray(energy, dtype=np.float64)
     if axis.shape != (channels,):
         raise DataError(
-            f"{file}: the energy axis must have one number for each of {channels} channels; given {axis.shape}."
+            f"{file}: the energy axis must have one number for each of {channels} channels; given {axis.shape}. "
+            "Spectra are of shape (H, W, C): y, x, and energy last."
         )
     if not np.isfinite(axis).all() or not (np.diff(axis) > 0.0).all():
         raise DataError(f"{file}: the energy axis must rise from channel to channel; it begins {axis[:4].tolist()}.")

@@ -244,12 +244,14 @@ class BatchEnv:
         given = take(action, rows)
         if not torch.equal(given.clamp(self._low, self._high), given):  # unequal where it is NaN
             inside = (given >= self._low) & (given <= self._high)
-            low, high = (float(bound) for bound in (self._low.min(), self._high.max()))
             first = (~inside).nonzero()[0].tolist()
+            place = tuple(first[1:]) if self._low.dim() else ()
+            low, high = self._low[place].item(), self._high[place].item()
+            right = f"whole numbers from {low} to {high}" if isinstance(low, int) else f"within [{low:.3g}, {high:.3g}]"
             entry = f", entry {first[1]}" if len(first) > 1 else ""
             raise ActionError(
-                f"Actions must be finite and within [{low:.3g}, {high:.3g}]; "
-                f"given {float(given[tuple(first)]):g} in row {int(rows[first[0]])}{entry}."
+                f"Actions must be finite and {right}; "
+                f"given {given[tuple(first)].item():g} in row {int(rows[first[0]])}{entry}."
             )
 
 

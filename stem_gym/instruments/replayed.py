@@ -196,12 +196,19 @@ class ReplayedCube(Simulation[_Rows]):
         return self._grid.read(self._now.probe, read)
 
 
+_FACTS = ("pixel_nm", "exposure_s", "current_pa")  # that a file may leave untold
+
+
 def _known(config: Config, cube: SpectrumCube, key: str) -> float:
     """A value from the settings, else from the file. Raises ConfigError where neither tells."""
     given = getattr(config, key)
     value = given if given is not None else getattr(cube, key)
     if value is None:
-        raise ConfigError(f"instrument: {config.path or 'the example'} does not tell {key!r}; give it in the settings.")
+        untold = [name for name in _FACTS if getattr(config, name) is None and getattr(cube, name) is None]
+        raise ConfigError(
+            f"instrument: {config.path or 'the example'} does not tell {', '.join(untold)}; give them in the settings, "
+            f"such as instrument.{key}."
+        )
     return float(value)
 
 

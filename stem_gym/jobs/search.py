@@ -95,7 +95,8 @@ def explain(question: Question) -> dict[str, Any]:
     if question.out is not None:
         from agents.engine.decision_plots import draw_decision
 
-        draw_decision(log, question.out, question.step, question.row)
+        otherwise = {case["if"]: case["y"] * width + case["x"] for case in told["what_if"]}
+        draw_decision(log, question.out, question.step, question.row, otherwise)
     return told
 
 
@@ -143,16 +144,18 @@ def _what_if(log: Any, question: Question) -> list[dict[str, Any]]:
 def sentences(told: Mapping[str, Any]) -> list[str]:
     """What `explain` found, for people."""
     lines = [f"{told['agent']} on {told['id']}: step {told['step']} of {told['steps']}"]
-    place = f"x {told['x']}, y {told['y']}"
+    place = f"cell x {told['x']}, y {told['y']}"
     if told["at_random"]:
         lines.append(f"Chose {place}, at random: first places.")
     else:
         lines.append(
-            f"Chose {place}: {told['wanted']} expected to be {told['expected']:.4g} ± {told['deviation']:.2g}, "
-            f"{told['acquisition']} {told['score']:.3g}."
+            f"Chose {place}: {told['wanted']} expected to be {told['expected']:.4g}, a measurement of it to deviate by "
+            f"{told['deviation']:.2g}; {told['acquisition']} {told['score']:.3g}."
         )
     lines += [f"A person said: {', '.join(f'{k} {v}' for k, v in said.items())}" for said in told["said"]]
     for case in told["what_if"]:
-        choice = f"x {case['x']}, y {case['y']} would be next" if case["changed"] else "the same place would be next"
+        choice = (
+            f"cell x {case['x']}, y {case['y']} would be next" if case["changed"] else "the same place would be next"
+        )
         lines.append(f"If {case['if']}: {choice}. {case['note']}".rstrip())
     return [*lines, told["left_out"]] if told["left_out"] else lines

@@ -52,12 +52,14 @@ def labels_of(figure) -> set[str]:
 
 def test_a_decision_is_drawn_with_units_and_places(log, drawn, tmp_path):
     path = draw_decision(log, tmp_path / "why.png")
+    otherwise = draw_decision(log, tmp_path / "otherwise.png", otherwise={"another acquisition": 3, "other": 7})
+    assert path.read_bytes() != otherwise.read_bytes(), "what would have been chosen is marked"
     data = path.read_bytes()
     assert data[:4] == b"\x89PNG" and struct.unpack(">II", data[16:24]) == (2200, 1000)
     panels, entry = axes_of(drawn[0]), log.row(0)[-1]
     assert set(panels) == set("abcdefg")
     assert {
-        "x (nm)", "y (nm)", "measurement", "edge (electrons/s)", "ln expected improvement (electrons/s)",
+        "x (nm)", "y (nm)", "measurement", "edge (electrons/s)", "ln expected improvement",
         "energy loss (eV)", "electrons/s and channel", "measurements", "embedding 1",
     } <= labels_of(drawn[0])  # fmt: skip
     shown = panels["b"].images[0]

@@ -11,7 +11,7 @@ import torch
 from agents.engine import deep_kernel
 from agents.engine.deep_kernel import Cells, KernelPlan, Points, condition, fit, predict, start
 from agents.engine.field_model import standardised
-from agents.engine.leave_one_out import calibration, extra_noise, residuals
+from agents.engine.leave_one_out import calibration, calibration_by_value, extra_noise, of_the_mean, residuals
 from agents.engine.patch_features import intensity_and_gradient, patches_of, principal_features
 from stem_gym.core.errors import PolicyError
 from tests.agents.search import blobs
@@ -132,12 +132,28 @@ def test_leaving_one_out_in_closed_form_is_leaving_it_out():
     k = np.exp(-8 * ((x[:, None] - x[None]) ** 2).sum(-1)) + 0.05 * np.eye(9)
     inverse = torch.from_numpy(np.linalg.inv(k))[None]
     fold = torch.zeros(1, 9, dtype=torch.int64)
-    found, variance = residuals(inverse, (inverse[0] @ torch.from_numpy(y))[None], fold, 1)
+    found, variance, apart = residuals(inverse, (inverse[0] @ torch.from_numpy(y))[None], fold, 1)
+    assert (apart == 0).all(), "one member agrees with itself"
     for i in range(9):
         rest = np.delete(np.arange(9), i)
         solved = np.linalg.solve(k[np.ix_(rest, rest)], np.column_stack((y[rest], k[rest, i])))
         assert found[0, i].item() == pytest.approx(y[i] - k[i, rest] @ solved[:, 0])
         assert variance[0, i].item() == pytest.approx(k[i, i] - k[i, rest] @ solved[:, 1])
+
+
+def test_the_mean_of_members_errs_less_by_as_much_as_they_disagree():
+    """Five members with errors of their own and one in common."""
+    rng = np.random.default_rng(4)
+    common, own = rng.standard_normal((1, 4000)), 2.0 * rng.standard_normal((5, 4000))
+    error = torch.from_numpy(common + own)
+    counts = torch.arange(4000)[None] < 3000
+    single = torch.where(counts, error[:1], 1e6)  # what does not count is not looked at
+    left = of_the_mean(single, error.var(dim=0, correction=0)[None], counts)
+    assert left[0, :3000].square().mean().sqrt().item() == pytest.approx(
+        error.mean(dim=0).square().mean().sqrt().item(), rel=0.06
+    )
+    alike = of_the_mean(single, torch.zeros_like(single), counts)
+    assert torch.equal(alike, single)
 
 
 def test_a_member_does_not_learn_from_its_fold():
@@ -165,12 +181,32 @@ def test_a_row_does_not_hang_on_its_neighbours(robust):
 
 def test_a_calibration_widens_what_is_too_sure_and_narrows_what_is_not():
     z = torch.from_numpy(np.random.default_rng(5).standard_normal((3, 400))) * torch.tensor([[2.0], [1.0], [0.7]])
-    valid = torch.ones(3, 400, dtype=torch.bool)
-    np.testing.assert_allclose(calibration(z, valid), [2.0, 1.0, 0.7], rtol=0.12)  # a quantile of 400
-    few = valid & (torch.arange(400) < 4)
-    assert 1.0 < calibration(z.abs() * 0 + 3.0, few)[0] < 3.0 / 1.6448536  # four count less than the prior
-    none = torch.zeros_like(valid)
-    np.testing.assert_allclose(calibration(z, none), 1.0)
+    alike = torch.ones(3, 1, 400, dtype=torch.float64)
+    quantile = np.quantile(z.abs(), 0.9, axis=1) / 1.6448536  # numpy's, of even weights
+    np.testing.assert_allclose(calibration(z, alike)[:, 0], quantile ** (400 / 404), rtol=1e-9)
+    np.testing.assert_allclose(calibration(z, alike), [[2.0], [1.0], [0.7]], rtol=0.12)  # a quantile of 400
+    few = alike * (torch.arange(400) < 4)
+    assert 1.0 < calibration(z.abs() * 0 + 3.0, few)[0, 0] < 3.0 / 1.6448536  # four count less than the prior
+    np.testing.assert_allclose(calibration(z, 0.0 * alike), 1.0)
+
+
+def test_what_counts_twice_is_as_if_it_were_there_twice():
+    z = torch.from_numpy(np.random.default_rng(6).standard_normal((1, 300)))
+    weight = torch.from_numpy(np.random.default_rng(7).integers(1, 3, (1, 1, 300))).double()
+    twice = z.repeat_interleave(weight[0, 0].long(), dim=1)
+    found, plain = calibration(z, weight), calibration(twice, torch.ones(1, 1, twice.shape[1], dtype=torch.float64))
+    assert found.item() == pytest.approx(plain.item(), rel=0.02)
+
+
+def test_a_calibration_by_value_follows_noise_that_follows_the_signal():
+    """Dark places are ten times quieter than the model thinks, bright ones twice as loud."""
+    rng = np.random.default_rng(8)
+    at = torch.from_numpy(rng.uniform(0.0, 1.0, (1, 600)).round()).float()
+    z = torch.from_numpy(rng.standard_normal((1, 600))).float() * torch.where(at > 0.5, 2.0, 0.2)
+    valid = torch.arange(600)[None] < 590
+    z[~valid] = 1e6  # padding
+    factors = calibration_by_value(z, valid, at, torch.tensor([[0.0, 1.0, 0.0, 1.0]]))
+    np.testing.assert_allclose(factors, [[0.2, 2.0, 0.2, 2.0]], rtol=0.15)
 
 
 def test_only_what_is_far_off_gets_more_noise():
@@ -203,8 +239,7 @@ def posterior(plan, cells, value, measured, fold, steps=100):
     points, middle, spread = standardised(measured, value, fold)
     normal = torch.randn(len(value), plan.members, plan.parameters, generator=torch.Generator().manual_seed(0))
     found = predict(plan, fit(plan, start(plan, normal), cells, points, steps), cells, points)
-    deviation = (found.deviation.square() + found.noise.square()[:, None]).sqrt()
-    return middle[:, None] + spread[:, None] * found.mean, spread[:, None] * deviation
+    return middle[:, None] + spread[:, None] * found.mean, spread[:, None] * found.spread
 
 
 @pytest.mark.parametrize("count", [20, 50])
@@ -213,8 +248,13 @@ def test_intervals_hold_what_they_promise(count):
     fields, cells, measured, fold = world(count, seed=7)
     value = torch.from_numpy(fields.value)
     mean, deviation = posterior(KernelPlan(patch_features=6), cells, value, measured, fold)
-    inside = ((value - mean).abs() < 1.6448536 * deviation) & ~measured
-    assert 0.80 <= (inside.sum().item() / (~measured).sum().item()) <= 0.97
+
+    def held(scale):
+        inside = ((value - mean).abs() < 1.6448536 * scale * deviation) & ~measured
+        return inside.sum().item() / (~measured).sum().item()
+
+    assert 0.80 <= held(1.0) <= 0.97
+    assert held(0.5) < 0.80 and held(2.0) > 0.97, "half or twice the scale would be seen"
     error, plain = ((value - mean) ** 2)[~measured].mean().sqrt(), value[~measured].std()
     assert error < 0.75 * plain, "patches tell something of the value"
 

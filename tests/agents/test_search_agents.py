@@ -151,6 +151,20 @@ def test_a_decision_is_explained(name):
     assert policy.explain() is None
 
 
+def test_what_is_told_of_a_measurement_is_calibrated_apart_from_what_is_decided_by():
+    policy, _ = believing("dkl", **quick("dkl"), acquisition={"kind": "maximum_variance"})
+    belief, decision = policy._belief, policy.explain()
+    shape = decision.deviation.shape
+    np.testing.assert_array_equal(decision.deviation, belief.spread.float().view(shape))
+    np.testing.assert_array_equal(decision.acquisition, belief.deviation.float().view(shape))
+    plain = (belief.deviation.square() + belief.noise.square()[:, None]).sqrt()
+    assert not torch.allclose(belief.spread, plain, rtol=0.05)
+    policy, _ = believing("gp_bo", **quick("gp_bo"))
+    belief = policy._belief
+    plain = (belief.deviation.square() + belief.noise.square()[:, None]).sqrt()
+    np.testing.assert_array_equal(policy.explain().deviation, plain.float().view(shape))
+
+
 def test_a_person_forbids_pins_and_changes_the_acquisition_function():
     policy, fields = believing()
     policy.act(fields.observe())

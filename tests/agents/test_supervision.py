@@ -55,7 +55,7 @@ def test_what_the_person_says_is_done(tmp_path):
     assert not np.array_equal(at[4][0].observation["value"], at[4][1].observation["value"])
     assert [m.acquisition.kind for m in at[6]] == ["expected_improvement", "maximum_variance", "maximum_variance"]
     decision, free_cells = at[6][1].decision, at[6][1].free
-    assert at[6][1].chosen == np.where(free_cells, decision.deviation.ravel(), -1).argmax()
+    assert at[6][1].chosen == np.where(free_cells, decision.acquisition.ravel(), -1).argmax()
     assert at[7][0].wanted == "odd"
     assert isinstance(policy.acquisition, ExpectedImprovement), "as it was before"
 

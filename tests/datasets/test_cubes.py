@@ -50,10 +50,14 @@ WRONG = {
     "an axis that falls": ({"energy_eV": ENERGY_EV[::-1]}, "must rise"),
     "an axis that stands": ({"energy_eV": np.full(5, 7.0)}, "must rise"),
     "an axis of another length": ({"energy_eV": ENERGY_EV[:4]}, "one number for each of 5 channels"),
+    "energy first": ({"spectra": SPECTRA.transpose(2, 0, 1), "haadf": None}, "energy last"),
     "no spectra": ({"spectra": None}, "no array 'spectra'"),
     "a flat array": ({"spectra": SPECTRA.reshape(12, 5)}, r"shape \(H, W, C\)"),
     "text": ({"spectra": SPECTRA.astype(str)}, r"shape \(H, W, C\)"),
-    "nan": ({"spectra": np.where(SPECTRA == 7, np.nan, SPECTRA)}, "1 of the counts are NaN"),
+    "nan": (
+        {"spectra": np.where(SPECTRA == 7, np.nan, SPECTRA)},
+        "1 of 60 counts are NaN.*cell x 1, y 0, channel 2.*cut off, or hold 0",
+    ),
     "negative": ({"spectra": SPECTRA.astype(float) - 3.0}, "go down to -3.*before a background"),
     "nothing": ({"spectra": np.zeros_like(SPECTRA)}, "all counts are zero"),
     "an image of another shape": ({"haadf": HAADF.T}, "never resampled"),
@@ -62,6 +66,15 @@ WRONG = {
     "pixels": ({"pixel_nm": np.ones(2)}, "'pixel_nm' must be one number"),
     "pickled spectra": ({"spectra": np.array([[[1, 2], [3, {}]]], dtype=object)}, "pickled objects"),
 }
+
+
+def test_a_folder_and_a_text_are_told_for_what_they_are(tmp_path):
+    with pytest.raises(DataError, match="is a folder"):
+        read_cube(tmp_path)
+    (tmp_path / "text.npz").write_text("no archive")
+    with pytest.raises(DataError, match="pickled objects are never read. It must hold") as told:
+        read_cube(tmp_path / "text.npz")
+    assert "allow_pickle" not in str(told.value)
 
 
 @pytest.mark.parametrize("fault", WRONG)
