@@ -19,11 +19,13 @@ from torch import Tensor
 
 from agents.policy import Array, Face, Observation, Policy, as_array
 from stem_gym.core.errors import PolicyError, missing_extra
-from stem_gym.core.experiments import protocol_of
+from stem_gym.core.experiments import DECLARE, protocol_of
 from stem_gym.surrogates.gaussian_law import GaussianLaw
 from stem_gym.surrogates.referee import Referee
 
+NONE = 0.2  # how probable "none of these" is held before anything was measured
 _COLOURS = ("#0b7285", "#e8590c", "#5f3dc4", "#2b8a3e", "#c2255c", "#1864ab", "#868e96")
+_UNITS = {"_e_ang2_s": "e/Å²s", "_kev": "keV", "_nm": "nm", "_v": "V", "_s": "s", "_k": "K"}  # by the end of a name
 _INK = "#1f2933"
 
 
@@ -43,11 +45,14 @@ class StepValue:
     step: int
     action: str  # its kind
     design: Mapping[str, float]  # of an experiment
+    site: int  # of an experiment; 0 where there is one alone
+    declared: Mapping[str, float]  # probabilities of the answers, of a declaration
     seconds: float
     information_nats: float
     value: float
     cost: float  # reward lost to its time
     probability: Mapping[str, float]  # of the answers after it
+    chi2: float  # χ² a measurement of the best description by any law; well above 1 says that none is right
 
 
 def live(policy: Policy, env: Any, seed: int) -> Lived:
@@ -65,10 +70,18 @@ def live(policy: Policy, env: Any, seed: int) -> Lived:
     return Lived(observations, actions, seconds)
 
 
-def step_values(face: Face, lived: Lived, particles: int = 16384, none: float | None = 0.2) -> list[StepValue]:
-    """What each step brought. Raises PolicyError for an episode whose measurements are not told as numbers."""
+def step_values(face: Face, lived: Lived, particles: int = 16384, none: float | None = NONE) -> list[StepValue]:
+    """What each step brought, by a referee that holds "none of these" for as probable as `none` beforehand.
+
+    Raises PolicyError for an episode whose measurements are not told as numbers.
+    """
     if "experiment" not in face.task:
         raise PolicyError(f"{face.id} asks for no choice between laws; its steps have no such value.")
+    if lived.observations and "image" in lived.observations[0]:
+        raise PolicyError(
+            f"{face.id} shows pictures instead of values; what steps are worth is told where values are told, as on "
+            "stem_gym/HypothesisDiscrimination-v0."
+        )
     protocol, task = protocol_of(face.task), face.task
     open_set = None if none is None else GaussianLaw(protocol.experiment, none)
     referee = Referee(protocol.experiment, 1, particles, none=open_set)
@@ -87,15 +100,23 @@ def step_values(face: Face, lived: Lived, particles: int = 16384, none: float | 
                 step=step,
                 action=kind,
                 design=design if int(wish.kind) == 0 else {},
+                site=int(wish.site[0]) if int(wish.kind) == 0 else 0,
+                declared=_named(protocol.answers, wish.probability[0]) if kind == DECLARE else {},
                 seconds=spent_s,
                 information_nats=float(entropy(before) - entropy(after)),
                 value=expected_score(after, task["log_weight"]) - expected_score(before, task["log_weight"]),
                 cost=task["cost_weight"] * spent_s / task["horizon_s"],
-                probability=dict(zip(protocol.answers, after.tolist(), strict=True)),
+                probability=_named(protocol.answers, after),
+                chi2=float(referee.chi2[0]),
             )
         )
         before = after
     return found
+
+
+def _named(answers: Sequence[str], probability: Tensor) -> dict[str, float]:
+    """Probabilities (A,) by the names of the answers."""
+    return dict(zip(answers, probability.tolist(), strict=True))
 
 
 def entropy(probability: Tensor) -> Tensor:
@@ -121,15 +142,16 @@ def draw_values(values: Sequence[StepValue], path: Path, title: str) -> Path:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise missing_extra("Drawing", "viz") from error
-    figure = Figure(figsize=(7.0, 6.2), dpi=160, layout="constrained")
+    width = max(7.0, 0.36 * len(values))
+    figure = Figure(figsize=(width, 6.6), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.subplots(3, 1, sharex=True, height_ratios=(1.3, 1.0, 1.0))
     steps = np.arange(len(values))
     for number, answer in enumerate(values[0].probability):
         shares = [value.probability[answer] for value in values]
         axes[0].plot(steps, shares, color=_COLOURS[number % len(_COLOURS)], marker="o", ms=3, lw=1.4, label=answer)
-    axes[0].set(ylabel="probability", ylim=(-0.03, 1.03), title="a  What is believed after each step")
-    axes[0].legend(fontsize=7, frameon=False, ncols=3, loc="upper left", bbox_to_anchor=(0.0, 0.93))
+    axes[0].set(ylabel="probability", ylim=(-0.03, 1.03), title="a  What the referee believes after each step")
+    axes[0].legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     told = [value.information_nats for value in values]
     axes[1].bar(steps, told, color=["#0b7285" if one >= 0.0 else "#c2255c" for one in told], width=0.7)
     axes[1].set(ylabel="nats", title=f"b  Information of the step: {sum(told):.2f} nats in all")
@@ -137,25 +159,27 @@ def draw_values(values: Sequence[StepValue], path: Path, title: str) -> Path:
     axes[2].bar(steps - 0.18, worth, color="#2b8a3e", width=0.36, label="value")
     axes[2].bar(steps + 0.18, [-one for one in cost], color="#adb5bd", width=0.36, label="cost")
     axes[2].set(ylabel="score", title=f"c  Value {sum(worth):+.2f} and cost {-sum(cost):+.2f} of the steps")
-    axes[2].legend(fontsize=7, frameon=False)
-    axes[2].set_xticks(steps, [_label(value) for value in values], fontsize=6.5)
+    axes[2].legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes[2].set_xticks(steps, [_label(value) for value in values], fontsize=6.5, rotation=90)
     for axis in axes:
         axis.axhline(0.0, color="#cbd2d9", lw=0.6, zorder=0)
         axis.spines[["top", "right"]].set_visible(False)
         axis.title.set(fontsize=8.5, ha="left", x=0.0, color=_INK)
-        axis.tick_params(labelsize=7)
+        axis.tick_params(axis="y", labelsize=7)
     figure.suptitle(title, fontsize=9, x=0.005, ha="left")
     figure.savefig(path)
     return path
 
 
 def _label(value: StepValue) -> str:
-    """What was done, in a few words under each other."""
+    """What was done, in a few words."""
     if not value.design:
         return value.action
-    units = {"v": "V", "s": "s", "kev": "keV", "k": "K", "nm": "nm"}
-    parts = []
-    for name, number in value.design.items():
-        unit = name.rpartition("_")[2]
-        parts.append(f"{number:.3g} {units.get(unit, '')}".strip())
-    return "\n".join(parts)
+    parts = [with_unit(name, number) for name, number in value.design.items()]
+    return ", ".join([*parts, f"site {value.site + 1}"] if value.site else parts)
+
+
+def with_unit(name: str, number: float) -> str:
+    """A number with the unit that its name ends in: bias_v, energy_kev, dose_rate_e_ang2_s."""
+    unit = next((unit for end, unit in _UNITS.items() if name.endswith(end)), "")
+    return f"{number:.3g} {unit}".strip()

@@ -210,11 +210,7 @@ class _Learner:
         progress = {"steps": self._steps, "seconds": round(run.seconds, 1), "id": run.id}
         write_checkpoint(run.folder, self._network, self._optimizer, progress)
         write_curve(run.folder, run.curve)
-        facts = {
-            "algorithm": "PPO with a taught posterior",
-            **progress,
-            "settings": run.training.model_dump(mode="json"),
-        }
+        facts = {"algorithm": "PPO with a taught posterior", **progress, **run.made_with}
         run.save_network(self._network, facts)
         if final and run.curve:
             draw_curve(run.curve, run.folder / "curve.png", f"PPO on {run.id}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -77,6 +78,12 @@ class Run:
     @property
     def seconds(self) -> float:
         return self.spent_s + (0.0 if self.started is None else time.monotonic() - self.started)
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """The settings, and what of the environment was changed, as plain data for the policy's contract."""
+        changed = json.loads(json.dumps(dict(self.overrides), default=str))
+        return {"settings": self.training.model_dump(mode="json")} | ({"overrides": changed} if changed else {})
 
     def done(self, steps: int) -> float:
         """Part of the run that is over, 0 to 1."""

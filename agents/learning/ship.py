@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -111,6 +112,9 @@ def command(contract: Mapping[str, Any]) -> str:
     """The command that trains such a policy: what differs from the defaults."""
     training = contract["training"]
     words = [f"stem-gym train {contract['agent']} {contract['id']} --out RUN"]
+    for path, value in _paths(training.get("overrides", {})):
+        plain = json.dumps(value, separators=(",", ":"))
+        words.append(f"--set {shlex.quote(f'{path}={plain}')}")
     words += _differences(training["settings"], Training)
     if network := _changed(contract["settings"].get("network", {}), NetworkSettings):
         words.append(f"--with 'network={json.dumps(network, separators=(',', ':'))}'")
@@ -122,6 +126,14 @@ def command(contract: Mapping[str, Any]) -> str:
         inner = json.dumps(_changed(warm, Imitation), separators=(",", ":"))
         words.append(f"--with 'imitation={inner}'")
     return " ".join(words)
+
+
+def _paths(overrides: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
+    """Nested overrides as key paths and values."""
+    found = []
+    for key, value in overrides.items():
+        found += _paths(value, f"{before}{key}.") if isinstance(value, Mapping) else [(f"{before}{key}", value)]
+    return found
 
 
 def _differences(settings: Mapping[str, Any], model: type[Any]) -> list[str]:

@@ -142,7 +142,7 @@ def _keep(run: Run, learner: Any, final: bool = False) -> None:
     }
     write_checkpoint(run.folder, learner.policy.network, learner.policy.optimizer, progress)
     write_curve(run.folder, run.curve)
-    facts = {"algorithm": "PPO (Stable-Baselines3)", **progress, "settings": run.training.model_dump(mode="json")}
+    facts = {"algorithm": "PPO (Stable-Baselines3)", **progress, **run.made_with}
     run.save_network(learner.policy.network, facts)
     if final and run.curve:
         draw_curve(run.curve, run.folder / "curve.png", f"PPO on {run.id}")

@@ -96,6 +96,17 @@ def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
+def first_difference(one: Any, other: Any) -> tuple[str, Any, Any] | None:
+    """Where two pieces of plain data differ first, as a key path, and both values; None where they are alike."""
+    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
+        return None if one == other else ("", one, other)
+    for key in [*one, *(key for key in other if key not in one)]:
+        if found := first_difference(one.get(key), other.get(key)):
+            path, here, there = found
+            return f"{key}.{path}".rstrip("."), here, there
+    return None
+
+
 def parse(model: type[Model], data: Mapping[str, Any], source: str) -> Model:
     """`data` as the model. Raises ConfigError that names the source, every wrong key and the nearest right one."""
     try:

@@ -181,12 +181,18 @@ class Protocol:
         return Wish(kind.argmax(1), design.float(), where, torch.softmax(LOG_RANGE * logit, dim=1).float())
 
     def experiments(self, design: Tensor, site: Tensor | None = None) -> Tensor:
-        """Actions (n, …) that do experiments (n, D) at sites (n,). Raises ConfigError for what can not be chosen."""
+        """Actions (n, …) that do experiments (n, D) at sites (n,), the first if absent.
+
+        Raises ConfigError for what can not be chosen.
+        """
+        site = torch.zeros(len(design), dtype=torch.int64, device=design.device) if site is None else site
+        if not bool(((site >= 0) & (site < self.sites)).all()):
+            raise ConfigError(f"Sites go from 0 to {self.sites - 1}; given {site.flatten()[:8].tolist()}.")
         action = self._of_kind(torch.zeros(len(design), dtype=torch.int64, device=design.device))
         first = len(self.kinds)
         for i, axis in enumerate(self.axes):
             action[:, first + i] = axis.coordinate(design[:, i])
-        if self.sites > 1 and site is not None:
+        if self.sites > 1:
             action[:, first + len(self.axes)] = self._site_number(site)
         return action
 
@@ -202,6 +208,7 @@ class Protocol:
         Raises ActionError for what is no distribution: nothing is normalised. Parts below e^-24 of the largest are
         declared as that.
         """
+        probability = torch.as_tensor(probability)
         if probability.dim() != 2 or probability.shape[1] != len(self.answers):
             raise ActionError(
                 f"A declaration must give one probability for each of {', '.join(self.answers)}: shape "

@@ -228,6 +228,10 @@ def check_law_set(laws: LawSet, source: str) -> LawSet:
         raise ConfigError(f"{source}: no law may be called {NONE!r}; that is the answer that it is none of them.")
     for axis in laws.axes:
         _check_axis(axis, source)
+    for what in ("name", "does"):
+        given = [getattr(axis, what) for axis in laws.axes]
+        if twice := sorted({one for one in given if given.count(one) > 1} - {"Set"}):
+            raise ConfigError(f"{source}: two axes have the {what} {', '.join(twice)}; each may be there once.")
     for name, spec in laws.laws.items():
         check_priors(spec, f"{source}, {name}")
     return laws

@@ -52,6 +52,7 @@ class Capabilities:
     dopants: int | None = None  # the fewest that a fresh specimen has; None: unknown
     grid: tuple[int, int] | None = None  # (H, W) cells in which spectra are at hand; None: at any place
     axes: Mapping[str, Tensor] = field(default_factory=dict)  # detector → its channels: (C,) eV, or (C, 2) mrad
+    told: Mapping[str, Any] = field(default_factory=dict)  # section → as plain data, where the task must say the same
 
     def limits_of(self, name: str) -> Mapping[str, Limits]:
         """The limits of the fields of one verb, by the name of the field."""

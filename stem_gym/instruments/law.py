@@ -53,10 +53,10 @@ _TIMES = Limits(1e-9, 1e7)
 class Outside(Settings):
     """Truths that no law of the set describes."""
 
-    share: float = Field(gt=0, lt=1)
+    share: float = Field(gt=0, le=1)
     """of the episodes"""
-    laws: dict[str, LawSpec] = Field(min_length=1)
-    """from which they are drawn evenly"""
+    laws: dict[str, LawSpec | None]
+    """from which they are drawn evenly; null takes one of the variant's own away"""
 
 
 class Config(Settings):
@@ -66,6 +66,8 @@ class Config(Settings):
     """this instrument"""
     experiment: Experiment
     """laws, noise, sites and costs; the same section as the task's"""
+    misdescribed: bool = False
+    """whether the task may be told otherwise, to see what a wrong description costs"""
     outside: Outside | None = None
     """null: the truth is always in the set"""
     picture: DomainPicture | None = None
@@ -322,7 +324,11 @@ class LawInstrument(Simulation[_Rows]):
 
 
 def _outside(config: Config) -> dict[str, LawSpec]:
-    laws = config.outside.laws if config.outside else {}
+    if config.outside is None:
+        return {}
+    laws = {name: spec for name, spec in config.outside.laws.items() if spec is not None}
+    if not laws:
+        raise ConfigError("outside.laws: there is none left to draw from; name one, or leave `outside` out.")
     if taken := sorted(laws.keys() & {*config.experiment.law_set.laws, NONE}):
         raise ConfigError(f"outside.laws: {', '.join(taken)} is a name of the set; nothing outside may be called so.")
     return laws
@@ -358,6 +364,7 @@ def _capabilities(config: Config) -> Capabilities:
             **limits,
         },
         simulated=True,
+        told={} if config.misdescribed else {"experiment": experiment.model_dump(mode="json")},
     )
 
 

@@ -81,14 +81,22 @@ def _kept(values: Sequence[StepValue], folder: Path, title: str) -> dict[str, An
 
 def sentences(told: Mapping[str, Any]) -> list[str]:
     """What was found, for people."""
+    from agents.engine.step_values import NONE, with_unit
+
     whose = told["recording"] if "recording" in told else f"{told['agent']} on {told['id']}, world {told['seed']}"
-    lines = [f"{whose}:"]
+    lines = [f"{whose}, by a referee that held none of these for {NONE:.0%} probable at first:"]
     for step in told["steps"]:
-        what = ", ".join(f"{name} {number:.4g}" for name, number in step["design"].items())
+        what = [f"{name} {with_unit(name, number)}" for name, number in step["design"].items()]
+        what += [f"site {step['site'] + 1}"] if step["site"] else []
+        what += [f"{answer} {share:.2f}" for answer, share in step["declared"].items() if share >= 0.005]
         lines.append(
-            f"{step['step']:3d}  {step['action']}{' ' + what if what else ''}: {step['information_nats']:+.3f} nats, "
-            f"value {step['value']:+.3f}, cost {step['cost']:.3f}"
+            f"{step['step']:3d}  {' '.join([step['action'], ', '.join(what)]).rstrip()}: "
+            f"{step['information_nats']:+.3f} nats, value {step['value']:+.3f}, cost {step['cost']:.3f}"
         )
-    last = told["steps"][-1]["probability"]
-    best = max(last, key=last.__getitem__)
-    return [*lines, f"In the end {best} has {last[best]:.1%}. Written to {told['written']}, drawn to {told['drawn']}."]
+    last = told["steps"][-1]
+    best = max(last["probability"], key=last["probability"].__getitem__)
+    return [
+        *lines,
+        f"In the end {best} has {last['probability'][best]:.1%}; χ² a measurement {last['chi2']:.2f}. "
+        f"Written to {told['written']}, drawn to {told['drawn']}.",
+    ]

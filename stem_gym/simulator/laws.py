@@ -1,8 +1,8 @@
 """Laws by name: what a measurement should give, as a function of a law's parameters and of what was chosen.
 
 A law is a plain function of a mapping of axes to tensors and of its parameters by name, units in the names; all
-broadcast, and it is differentiable. The modules below list theirs under `LAWS`; other distributions add modules under
-the entry-point group `stem_gym.laws`, and programs single laws with `register`.
+broadcast, and it is differentiable. Modules of this folder that list theirs under `LAWS` are found by themselves; other
+distributions add modules under the entry-point group `stem_gym.laws`, and programs single laws with `register`.
 """
 
 from __future__ import annotations
@@ -10,19 +10,21 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from stem_gym.core.errors import ConfigError, unknown_name
+from stem_gym.core.errors import ConfigError, UnknownNameError, unknown_name
 from stem_gym.core.hypotheses import Axis, LawSet, LawSpec, check_priors
 
 Law = Callable[..., Tensor]
 
-_FAMILIES = ("switching", "damage_laws", "coarsening")
+_LISTS_LAWS = re.compile(r"^LAWS\b.*=", re.MULTILINE)  # found in the text, so that no other module is imported
 _SAMPLES = 2048  # of a prior, on which a law is tried
 _registered: dict[str, Law] = {}
 
@@ -42,7 +44,8 @@ def known_laws() -> dict[str, Law]:
 
 @functools.cache
 def _shipped() -> dict[str, Law]:
-    modules = [f"stem_gym.simulator.{family}" for family in _FAMILIES]
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    modules = [f"stem_gym.simulator.{file.stem}" for file in files if _LISTS_LAWS.search(file.read_text("utf-8"))]
     modules += [point.value for point in entry_points(group="stem_gym.laws")]
     return {name: law for module in modules for name, law in importlib.import_module(module).LAWS.items()}
 
@@ -90,7 +93,12 @@ class BoundLaw:
 
 def bind(name: str, spec: LawSpec, axes: Sequence[Axis]) -> BoundLaw:
     """A law with its priors. Raises UnknownNameError, and ConfigError for priors of other parameters."""
-    function = law(spec.law)
+    try:
+        function = law(spec.law)
+    except UnknownNameError as error:
+        raise UnknownNameError(
+            f"{name}: {error} A program makes its own known with stem_gym.simulator.laws.register."
+        ) from error
     parameters = parameters_of(function)
     if wrong := sorted(spec.priors.keys() ^ set(parameters)):
         raise ConfigError(
@@ -118,7 +126,13 @@ def check_law(bound: BoundLaw, laws: LawSet) -> None:
     engine = torch.quasirandom.SobolEngine(len(bound.parameters), scramble=True, seed=0)
     part = engine.draw(_SAMPLES, dtype=torch.float64).clamp(1e-6, 1.0 - 1e-6)
     z = torch.special.ndtri(part)
-    mean = bound.mean(z.unsqueeze(1), design)
+    try:
+        mean = bound.mean(z.unsqueeze(1), design)
+    except KeyError as error:
+        raise ConfigError(
+            f"{bound.name}: the law {bound.spec.law!r} asks for the axis {error}; the axes of {laws.name} are "
+            f"{', '.join(bound.axes)}."
+        ) from error
     if mean.shape != (_SAMPLES, len(design)):
         raise ConfigError(f"{bound.name}: a law must broadcast its arguments; it gave the shape {tuple(mean.shape)}.")
     bad = ~torch.isfinite(mean) if laws.logarithmic else ~(torch.isfinite(mean) & (mean >= 0.0))

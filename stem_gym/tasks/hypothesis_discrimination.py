@@ -17,7 +17,8 @@ from pydantic import Field
 from torch import Tensor
 
 from stem_gym.core.batch import add, changed, every_row, put, rows_where, take
-from stem_gym.core.config import Config
+from stem_gym.core.config import Config, first_difference
+from stem_gym.core.errors import ConfigError
 from stem_gym.core.experiments import (
     NOISE_LIMIT,
     PICTURE_FOV_NM,
@@ -175,7 +176,18 @@ class HypothesisDiscrimination(Task[State]):
         )
 
     def fitted(self, capabilities: Capabilities) -> HypothesisDiscrimination:
-        """The task as the instrument shows it: with pictures instead of sizes, or with the belief of a referee."""
+        """The task as the instrument shows it: with pictures instead of sizes, or with the belief of a referee.
+
+        Raises ConfigError where the instrument does other experiments than the task describes.
+        """
+        own, other = self.config.experiment.model_dump(mode="json"), capabilities.told.get("experiment")
+        if other is not None and (where := first_difference(own, other)):
+            key, here, there = where
+            raise ConfigError(
+                f"experiment.{key} is {here!r} for the task and {there!r} for the instrument. Change both, "
+                f"task.experiment.{key} and instrument.experiment.{key}; to see what a wrong description costs, set "
+                "instrument.misdescribed."
+            )
         fitted, has = HypothesisDiscrimination(self.config), capabilities.detectors
         spare: dict[str, spaces.Box] = {}
         fitted._pictures, fitted._believes = PHASE in has, BELIEF in has

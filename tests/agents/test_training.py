@@ -26,6 +26,8 @@ from agents.learning.checkpoint import FILE, read_checkpoint, write_checkpoint
 from agents.learning.curve import draw_curve, read_curve, write_curve
 from agents.learning.imitation import Imitation, Script, imitate
 from agents.learning.network import NetworkSettings, PointingNetwork
+from agents.learning.run import Training
+from agents.learning.ship import command
 from agents.policy import face_of
 from stem_gym.core.errors import ConfigError, PolicyError, RecordError
 from tests.agents.toys import TOY_ID, ToyVectorEnv
@@ -229,3 +231,11 @@ def test_imitation_brings_the_network_nearer_to_the_script():
     losses = [imitate(network, ATOMS, short, rows=8, seed=1, overrides={}) for _ in range(4)]
     assert losses[-1] < 0.8 * losses[0]
     np.testing.assert_allclose(network.log_std.detach().exp(), short.spread, rtol=1e-5)
+
+
+def test_the_page_of_a_policy_tells_its_command_with_all_that_was_changed():
+    made = {"settings": Training(rows=8).model_dump(mode="json")}
+    made["overrides"] = {"instrument": {"referee": {"particles": 512}}, "budget": {"steps": 9}}
+    told = command({"agent": "ppo", "id": "stem_gym/X-v0", "settings": {}, "training": made})
+    words = "--set instrument.referee.particles=512 --set budget.steps=9 --with rows=8"
+    assert told == f"stem-gym train ppo stem_gym/X-v0 --out RUN {words}"

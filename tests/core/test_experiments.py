@@ -76,6 +76,17 @@ def test_a_design_outside_the_ranges_is_refused(protocol, bias_v, time_s):
         protocol.experiments(torch.tensor([[bias_v, time_s]]), torch.tensor([0]))
 
 
+@pytest.mark.parametrize("site", [-1, 5, 7])
+def test_a_site_that_is_not_there_is_refused(protocol, site):
+    with pytest.raises(ConfigError, match=rf"Sites go from 0 to 4; given \[{site}\]"):
+        protocol.experiments(torch.tensor([[5.0, 1.0]]), torch.tensor([site]))
+
+
+def test_plain_lists_of_probabilities_are_taken(protocol):
+    given = [[0.2, 0.2, 0.2, 0.2, 0.2]]
+    assert torch.equal(protocol.declarations(given), protocol.declarations(torch.tensor(given)))
+
+
 def test_the_observation_says_what_was_measured(protocol):
     generator = torch.Generator().manual_seed(2)
     design = protocol.designs()[torch.randint(0, 120, (3, 4), generator=generator)]

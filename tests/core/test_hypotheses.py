@@ -143,6 +143,8 @@ def test_an_unknown_set_is_named_with_its_nearest():
         ("axes.0.levels", 0, "greater than or equal to 1"),
         ("axes.0.does", "Dwell.time_s", "Pulse.bias_v"),
         ("full_scale", 0.0, "greater than 0"),
+        ("axes", [*SET["axes"], SET["axes"][0] | {"does": "Set"}], "two axes have the name bias_v"),
+        ("axes", [*SET["axes"], SET["axes"][0] | {"name": "again_v"}], "two axes have the does Pulse.bias_v"),
     ],
 )
 def test_what_makes_no_set_is_refused(place, value, words, tmp_path):

@@ -102,6 +102,30 @@ def test_an_unknown_law_is_named_with_its_nearest(tmp_path):
         laws.bind_set(read_law_set(str(path)))
 
 
+def test_an_unknown_law_of_a_set_says_whose_it_is_and_how_one_becomes_known():
+    with pytest.raises(UnknownNameError, match="second: Unknown law 'lyne'.*'line'.*laws.register"):
+        laws.bind_set(small_set(law="lyne"))
+
+
+def test_an_axis_that_the_law_asks_for_and_the_set_lacks_is_named():
+    def needs_time(axes, *, base, slope):
+        return base + slope * axes["time_s"]
+
+    laws.register("needs_time", needs_time)
+    with pytest.raises(ConfigError, match="second: the law 'needs_time' asks for the axis 'time_s'; the axes.*bias_v"):
+        laws.bind_set(small_set(law="needs_time"))
+
+
+def test_a_file_that_lists_laws_is_found_by_being_there(tmp_path, monkeypatch):
+    (tmp_path / "creep.py").write_text("def creep(axes, *, a): return a\n\nLAWS = {'creep_of_mine': creep}\n")
+    (tmp_path / "other.py").write_text("raise RuntimeError('a file without laws is not imported')\n")
+    monkeypatch.setattr(laws, "__file__", str(tmp_path / "laws.py"))
+    creep = SimpleNamespace(LAWS={"creep_of_mine": line})
+    monkeypatch.setattr(laws.importlib, "import_module", {"stem_gym.simulator.creep": creep}.__getitem__)
+    monkeypatch.setattr(laws, "entry_points", lambda group: [])
+    assert laws._shipped.__wrapped__() == {"creep_of_mine": line}
+
+
 def test_a_law_can_be_registered_but_not_replaced():
     laws.register("own", line)
     laws.register("own", line)

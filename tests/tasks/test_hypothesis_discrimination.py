@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import stem_gym  # noqa: F401 – registers the ids
-from stem_gym.core.errors import ActionError
+from stem_gym.core.errors import ActionError, ConfigError
 from stem_gym.core.experiments import Protocol, protocol_of
 from stem_gym.surrogates.referee import Referee
 from stem_gym.tasks.hypothesis_discrimination import HypothesisDiscrimination
@@ -200,3 +200,40 @@ def test_the_belief_that_is_seen_is_a_referees_of_what_is_seen():
     judge = Referee(protocol.experiment, 1, seed=5)
     judge.update(protocol.history(torch.as_tensor(observation["measurements"]).unsqueeze(0)))
     assert observation["belief"].tolist() == pytest.approx(judge.probability[0].tolist(), abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("where", "change", "key"),
+    [
+        ("instrument", {"noise": {"absolute": 40.0}}, "noise.absolute is 8.0 for the task and 40.0 for the instrument"),
+        ("task", {"sites": {"count": 3}}, "sites"),
+        ("task", {"laws": "coarsening"}, "laws is 'coarsening' for the task and 'domain_growth'"),
+    ],
+)
+def test_a_task_and_an_instrument_that_say_otherwise_are_refused(where, change, key):
+    with pytest.raises(ConfigError, match=f"experiment.{key}.*Change both|misdescribed"):
+        made(**{where: {"experiment": change}})
+
+
+def test_both_may_be_changed_and_a_wrong_description_may_be_asked_for():
+    change = {"experiment": {"noise": {"absolute": 40.0}}}
+    made(task=change, instrument=change)
+    env, protocol = made(instrument=change | {"misdescribed": True})
+    assert protocol.experiment.noise.absolute == 8.0 and env.unwrapped.batch.instrument.config.misdescribed
+
+
+def test_truths_outside_the_set_may_be_ones_own_alone():
+    own = {"law": "wall_pinning", "priors": {
+        "a_nm": {"kind": "lognormal", "median": 9.0, "sigma": 0.2},
+        "alpha": {"kind": "normal", "mean": 3.0, "sd": 0.1},
+        "tau0_s": {"kind": "loguniform", "low": 1e-5, "high": 1e-4},
+    }}  # fmt: skip
+    laws = {"creep": None, "hybrid": None, "saturating": None, "mine": own}
+    env, _ = made("stem_gym/HypothesisDiscrimination-open-v0", instrument={"outside": {"laws": laws, "share": 1.0}})
+    instrument = env.unwrapped.batch.instrument
+    assert [one.name for one in instrument._outside] == ["mine"]
+    for seed in range(8):
+        env.reset(seed=seed)
+        assert instrument.truth()["answer"].tolist() == [4], "none of the set's four"
+    with pytest.raises(ConfigError, match="none left to draw from"):
+        made("stem_gym/HypothesisDiscrimination-open-v0", instrument={"outside": {"laws": laws | {"mine": None}}})
