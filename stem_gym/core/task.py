@@ -77,6 +77,10 @@ class Task(ABC, Generic[State]):
         """
         return self
 
+    def particulars(self) -> Mapping[str, str]:
+        """What the numbers of this variant stand for, beyond the manual and the settings: name → text for people."""
+        return {}
+
     @abstractmethod
     def start(self, rows: int, device: torch.device) -> State:
         """The state of `rows` episodes that have not begun."""

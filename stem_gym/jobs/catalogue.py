@@ -117,6 +117,7 @@ class Description:
     observation_space: spaces.Dict
     action_space: spaces.Space[Any]
     manual: str  # the task's own documentation
+    particulars: Mapping[str, str]  # what the numbers of the variant stand for
 
     def as_data(self) -> dict[str, Any]:
         """As plain data, with the hash that results and policies carry."""
@@ -129,6 +130,7 @@ class Description:
             "observation_space": space_as_data(self.observation_space),
             "action_space": space_as_data(self.action_space),
             "manual": self.manual,
+            "particulars": dict(self.particulars),
         }
 
     def parts(self) -> list[Any]:
@@ -147,7 +149,9 @@ class Description:
                 table.add_row(Text(_short(above), style="bold"))
                 section = above
             table.add_row(f"  {name}", _value_text(setting.value), setting.unit, setting.meaning)
-        return [Text(f"{self.variant.id}: {self.variant.summary}", style="bold"), Markdown(self.manual), shown, table]
+        title = Text(f"{self.variant.id}: {self.variant.summary}", style="bold")
+        known = [_two_columns("in this variant", self.particulars)] if self.particulars else []
+        return [title, Markdown(self.manual), *known, shown, table]
 
 
 def _short(path: str, most: int = 26) -> str:
@@ -168,13 +172,17 @@ def settings_of(config: BaseModel, path: str = "") -> list[Setting]:
         value, where = getattr(config, name), f"{path}{name}"
         if isinstance(value, BaseModel):
             below += settings_of(value, f"{where}.")
-        elif isinstance(value, tuple | list) and value and isinstance(value[0], BaseModel):
-            below += [
-                setting for number, item in enumerate(value) for setting in settings_of(item, f"{where}.{number}.")
-            ]
+        elif items := _sections(value):
+            below += [setting for key, item in items for setting in settings_of(item, f"{where}.{key}.")]
         else:
             own.append(Setting(where, value, unit_of(name), (field.description or "").strip()))
     return own + below
+
+
+def _sections(value: Any) -> list[tuple[Any, BaseModel]]:
+    """The sections in a list or a mapping of them, by number or name."""
+    items = list(value.items() if isinstance(value, Mapping) else enumerate(value if isinstance(value, tuple) else ()))
+    return items if items and all(isinstance(item, BaseModel) for _, item in items) else []
 
 
 def unit_of(name: str) -> str:
@@ -207,6 +215,7 @@ def describe(id: str, overrides: Mapping[str, Any]) -> Description:
             observation_space=batch.observation_space,
             action_space=batch.action_space,
             manual=inspect.getdoc(type(batch.task)) or "",
+            particulars=batch.task.particulars(),
         )
     finally:
         batch.close()

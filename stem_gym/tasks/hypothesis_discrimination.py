@@ -30,6 +30,7 @@ from stem_gym.core.experiments import (
     Protocol,
     greys,
 )
+from stem_gym.core.hypotheses import Prior
 from stem_gym.core.instructions import (
     Acquire,
     Instruction,
@@ -200,6 +201,22 @@ class HypothesisDiscrimination(Task[State]):
             spare["belief"] = spaces.Box(0.0, 1.0, (self._answers,), np.float32)
         fitted.observation_space = spaces.Dict({**self.observation_space.spaces, **spare})
         return fitted
+
+    def particulars(self) -> Mapping[str, str]:
+        """The numbers of an action in their order, the quantity, and the laws with their priors."""
+        protocol, laws = self.protocol, self.protocol.laws
+        names = [f"kind {kind}" for kind in protocol.kinds] + [f"axis {axis.name}" for axis in protocol.axes]
+        names += [f"site, of {protocol.sites}"] * (protocol.sites > 1) + [f"logit {name}" for name in protocol.answers]
+        found = {"action": ", ".join(f"{number}: {name}" for number, name in enumerate(names))}
+        for axis in protocol.axes:
+            low, high = axis.ends()
+            some = ", ".join(f"{value:g}" for value in axis.values)
+            found[f"axis {axis.name}"] = f"one of {some}" if some else f"{low:g} to {high:g}" + ", log" * axis.log
+        found["quantity"] = f"{laws.quantity}, shown in units of {laws.full_scale:g}"
+        for name, spec in laws.laws.items():
+            priors = [f"{parameter} {_prior_text(prior)}" for parameter, prior in spec.priors.items()]
+            found[f"law {name}"] = "; ".join([*([spec.summary] if spec.summary else []), *priors])
+        return found
 
     def start(self, rows: int, device: torch.device) -> State:
         """Nothing measured, nothing declared."""
@@ -456,3 +473,9 @@ class HypothesisDiscrimination(Task[State]):
         weight = self.config.log_weight
         quadratic = 2.0 * true - probability.square().sum(-1)
         return quadratic - even + weight * (true.clamp(min=1e-38).log() - math.log(even))
+
+
+def _prior_text(prior: Prior) -> str:
+    """A prior in words."""
+    values = [f"{name} {value:g}" for name, value in prior.model_dump(exclude={"kind"}).items()]
+    return " ".join([prior.kind, *values])

@@ -237,3 +237,12 @@ def test_truths_outside_the_set_may_be_ones_own_alone():
         assert instrument.truth()["answer"].tolist() == [4], "none of the set's four"
     with pytest.raises(ConfigError, match="none left to draw from"):
         made("stem_gym/HypothesisDiscrimination-open-v0", instrument={"outside": {"laws": laws | {"mine": None}}})
+
+
+def test_the_particulars_name_every_number_of_an_action_and_every_prior():
+    env, protocol = made("stem_gym/HypothesisDiscrimination-site-v0")
+    told = env.unwrapped.batch.task.particulars()
+    assert told["action"].startswith("0: kind experiment, 1: kind erase, 2: kind declare, 3: axis bias_v")
+    assert told["action"].count(": ") == protocol.action_size and "site, of 5" in told["action"]
+    assert told["axis time_s"].startswith("one of 0.001, ") and told["axis bias_v"] == "0.5 to 20, log"
+    assert "tau0_s loguniform low 1e-05 high 0.000316228" in told["law wall_pinning"]
