@@ -1,8 +1,7 @@
 """PPO: a small network that learned by itself (proximal policy optimisation, Schulman et al., arXiv 1707.06347).
 
 Trained with Stable-Baselines3 (extra "agents"), campaigns of experiments by a loop of our own; running a trained policy
-needs torch alone. `agents.make("ppo", env)`
-gives the policy that ships for the env's id.
+needs torch alone. `agents.make("ppo", env)` gives the policy that ships for the env's id.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import gymnasium
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from agents.engine.roster import shipped
 from agents.engine.storage import check_arrays, check_contract, read_arrays, read_contract
@@ -22,9 +22,11 @@ from agents.learning.history_network import HistoryNetwork, HistorySettings, rea
 from agents.learning.map_network import MapNetwork, MapSettings, reads_maps
 from agents.learning.network import NetworkSettings, PointingNetwork
 from agents.policy import Array, Face, Observation, Policy, as_array, face_of
+from agents.uniform import own_seed
 from stem_gym.core.config import Config, parse
 from stem_gym.core.errors import PolicyError
 from stem_gym.core.experiments import protocol_of
+from stem_gym.core.streams import Streams, row_seeds
 
 FRESH, SHIPPED = "fresh", "shipped"
 _LOG_STD = -1.0  # of the exploration at the start, where nothing is pointed at
@@ -43,7 +45,7 @@ class Settings(Config):
     history: HistorySettings = HistorySettings()
     """the network of a campaign of experiments between laws, where the weights are fresh"""
     seed: int = Field(0, ge=0)
-    """first weights of an untrained network"""
+    """first weights of an untrained network, and the draws of one that draws"""
 
 
 class Ppo(Policy):
@@ -61,20 +63,31 @@ class Ppo(Policy):
         with torch.random.fork_rng(devices=[]):  # the first weights are a function of the seed, and of nothing else
             torch.manual_seed(settings.seed)
             self.network = _network(face, settings)
+        self._streams, self._rows = Streams(row_seeds(settings.seed, face.rows)), torch.arange(face.rows)
         if folder is not None and contract is not None:
             self.set_arrays(read_arrays(folder, contract))
 
     def reset(self, rows: Sequence[int] | Array, seeds: Sequence[int] | None = None) -> None:
-        """Nothing is remembered between steps."""
+        """Nothing is remembered between steps but where its own random numbers stand."""
+        index = torch.as_tensor(np.asarray(rows, dtype=np.int64))
+        if seeds is not None:
+            self._streams.seed(index, [own_seed(self.settings.seed, world) for world in seeds])
+        self._streams.next_episode(index)
 
     def act(self, observation: Observation) -> Array:
         tensors = {key: torch.as_tensor(as_array(value)) for key, value in observation.items()}
         with torch.inference_mode():
-            action = self.network.decide(tensors).numpy()
+            action = self._decided(tensors).numpy()
         space: Any = self.face.action_space
         if isinstance(space, gymnasium.spaces.Box):
             action = np.clip(action, space.low, space.high)
         return np.asarray(action, dtype=space.dtype)
+
+    def _decided(self, observation: dict[str, Tensor]) -> Tensor:
+        """Actions (B, …), the most likely ones unless the policy draws."""
+        if isinstance(self.network, HistoryNetwork) and self.settings.history.draws:
+            return self.network.decide(observation, self._streams.uniform(self._rows, (3,)))
+        return self.network.decide(observation)
 
     def arrays(self) -> dict[str, Array]:
         return {name: value.detach().numpy() for name, value in self.network.state_dict().items()}

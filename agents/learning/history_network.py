@@ -36,6 +36,9 @@ class HistorySettings(Config):
     """numbers that a measurement is turned into"""
     hidden: int = Field(128, ge=8, le=1024)
     """units of each hidden layer"""
+    draws: bool = False
+    """whether what is done is drawn as in training, instead of the most likely: a policy that was trained for a short
+    time spreads its experiments by its own chance"""
 
 
 @dataclass(frozen=True)
@@ -102,10 +105,11 @@ class HistoryNetwork(nn.Module):
             site = site + self.home * self._present_site(observation)
         return Choice(self.kind(thought), self.design(thought), site, answer, value)
 
-    def decide(self, observation: Mapping[str, Tensor]) -> Tensor:
-        """The most likely actions (B, n)."""
+    def decide(self, observation: Mapping[str, Tensor], uniform: Tensor | None = None) -> Tensor:
+        """The most likely actions (B, n), or such as are drawn by uniform numbers (B, 3)."""
         choice = self.forward(observation)
-        return self.action(most_likely(choice), choice.answer)
+        picked = most_likely(choice) if uniform is None else sampled(choice, uniform)
+        return self.action(picked, choice.answer)
 
     def action(self, picked: Picked, answer: Tensor) -> Tensor:
         """Actions (B, n) of what was picked; those that declare give the probabilities of the logits (B, A)."""

@@ -88,6 +88,8 @@ def page(contract: Mapping[str, Any], evaluation: Mapping[str, Any], episodes: i
         cells = (f"{mean:.3g} ± {error:.2g}" for mean, error in (evaluation[name][key] for name in names))
         table.append(f"| {_FIGURES[key]} | " + " | ".join(cells) + " |")
     warm = training.get("warm_start")
+    draws = bool(contract["settings"].get("history", {}).get("draws"))
+    acts = "are drawn from it as well" if draws else "are the most likely ones"
     start = f"Warm start: {warm['from']}; the rest is reinforcement learning.\n\n" if warm else ""
     return f"""# {contract["agent"]} for {contract["id"]}
 
@@ -104,7 +106,7 @@ def page(contract: Mapping[str, Any], evaluation: Mapping[str, Any], episodes: i
 {chr(10).join(table)}
 
 `curve.csv` and `curve.png` show the learning. Actions of the curve are drawn from what was learned, those of the
-table are the most likely ones. Arrays: `{ARRAYS}`; what they were made for: `{CONTRACT}`.
+table {acts}. Arrays: `{ARRAYS}`; what they were made for: `{CONTRACT}`.
 """
 
 

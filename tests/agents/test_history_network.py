@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 
+import agents
+import stem_gym  # noqa: F401 – registers the ids
 from agents.learning.history_network import (
     HistoryNetwork,
     HistorySettings,
@@ -136,3 +139,24 @@ def test_other_observations_are_refused(protocol):
     assert not reads_history(image)
     with pytest.raises(PolicyError, match="measurements, present, budget"):
         HistoryNetwork(image, protocol, HistorySettings())
+
+
+def test_a_policy_that_draws_does_so_by_the_seed_of_its_world_alone():
+    env = gymnasium.make_vec("stem_gym/HypothesisDiscrimination-easy-v0", num_envs=3, autoreset_mode="Disabled")
+    observation, _ = env.reset(seed=[5, 6, 7])
+
+    def acted(rows, seeds, draws):
+        some = gymnasium.make_vec("stem_gym/HypothesisDiscrimination-easy-v0", num_envs=rows, autoreset_mode="Disabled")
+        policy = agents.make("ppo", some, weights="fresh", history={"features": 16, "hidden": 32, "draws": draws})
+        with torch.no_grad():
+            policy.network.kind.bias[0] = 20.0  # experiments alone
+        policy.reset(range(rows), seeds)
+        given = {key: value[3 - rows :] for key, value in observation.items()}
+        found = np.stack([policy.act(given) for _ in range(6)], axis=1)
+        some.close()
+        return found
+
+    three, two = acted(3, [5, 6, 7], True), acted(2, [6, 7], True)
+    np.testing.assert_array_equal(three[1:], two)
+    assert len(np.unique(three[0], axis=0)) > 1 and len(np.unique(acted(3, [5, 6, 7], False)[0], axis=0)) == 1
+    env.close()
