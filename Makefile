@@ -3,7 +3,7 @@
 #
 # Both make .venv first. Python 3.11 or newer and a C compiler are all that has to be there.
 
-EXTRAS := agents,physics,nion,viz,dev
+EXTRAS := agents,physics,nion,files,viz,dev
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
