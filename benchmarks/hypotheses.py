@@ -36,8 +36,9 @@ LEVELS = {
     "std": "stem_gym/HypothesisDiscrimination-v0",
     **{
         name: f"stem_gym/HypothesisDiscrimination-{name}-v0"
-        for name in ("easy", "hard", "drift", "site", "open", "damage", "coarsening")
+        for name in ("easy", "hard", "drift", "site", "open", "damage", "coarsening", "image")
     },
+    **{name: f"stem_gym/HypothesisDiscrimination-{name}-v0" for name in ("belief", "drift-belief", "site-belief")},
 }
 AGENTS = (
     "uniform",

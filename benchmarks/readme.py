@@ -122,16 +122,57 @@ def _fidelity(stored: Mapping[str, Any]) -> str:
 
 
 def _spectrum_search(stored: Mapping[str, Any]) -> str:
-    episodes = max(row["episodes"] for row in stored["rows"])
+    counts = [row["episodes"] for row in stored["rows"]]
     return (
-        f"Agents that search for spectra, {episodes} episodes each (`python benchmarks/spectrum_search.py`): how many "
+        f"Agents that search for spectra, {min(counts)} episodes each, {max(counts)} of `uniform` "
+        "(`python benchmarks/spectrum_search.py`): how many "
         "measurements took the best so far to a share of the noise-free map's range, median with its 95 % interval; "
         "what was found at the end; and what the agent predicts of the map after 60 measurements. `v0` is "
         "SpectrumSearch-v0 on unseen worlds. The others are measured: the Cu-L and Zn-L edges of an oxide on carbon "
         "nanotubes by EELS (I. Hjorth 2017, hyperspy/exspy-demos), and Pt-L of Fe–Pt particles by EDS (Rossouw et al., "
         "Nano Lett. 2015). There `ppo` is the policy that was trained on v0, taken over as it is.\n\n"
-        f"{spectrum_search.markdown(stored)}"
+        f"{spectrum_search.markdown(stored)}\n\n"
+        "Where all places above a level are wanted (`flakes`, `xrays`: which share of them was found), or the map "
+        "itself (`edges`: also as the measured values alone tell it):\n\n"
+        f"{spectrum_search.markdown_of_maps(stored)}\n\n{_ppo_and_dkl(stored)}"
     )
+
+
+def _ppo_and_dkl(stored: Mapping[str, Any]) -> str:
+    """Where the trained policy needs fewer measurements than the model, and where more."""
+    rows = {(row["field"], row["agent"]): row for row in stored["rows"]}
+    fewer: list[str] = []
+    more: list[str] = []
+    for name in dict.fromkeys(field for field, agent in rows if agent == "ppo"):
+        for share in (90, 99):
+            ppo, dkl = (rows[name, agent][f"to_{share}"]["median"] for agent in ("ppo", "dkl"))
+            told = f"{name} to {share} % ({ppo:.0f} against {dkl:.0f})"
+            if ppo != dkl:
+                (fewer if ppo < dkl else more).append(told)
+    return (
+        f"`ppo`, which learned from simulated fields alone, needs fewer measurements than `dkl` on "
+        f"{', '.join(fewer) or 'none of these'}, and more on {', '.join(more) or 'none of these'}."
+    )
+
+
+def _surrogate_fits(stored: Mapping[str, Any]) -> str:
+    lines = ["| measured | decision | fresh fit | BoTorch SingleTaskGP | GPyTorch deep kernel |", "|---" * 5 + "|"]
+    for count, row in stored["one_field"].items():
+        cells = (row[key] for key in ("decision_s", "fresh_fit_s", "botorch_single_task_s", "gpytorch_deep_kernel_s"))
+        lines.append(f"| {count} | {' | '.join(f'{cell:.2f} s' for cell in cells)} |")
+    many = stored["whole_episodes"]
+    ratio, seconds = many["ratio"], f"{many['together_s']:.1f} s side by side and {many['one_by_one_s']:.1f} s"
+    told = "\n".join(lines)
+    return (
+        "What a decision of `dkl` costs on one core, with 4,096 candidates (`python benchmarks/surrogate_fits.py`):"
+        f"\n\n{told}\n\n"
+        f"{many['episodes']} whole episodes of {many['measurements']} measurements take {seconds} one after the other: "
+        f"{ratio:.1f} times as long. A single decision gains {_ratios(stored['side_by_side'])} measured."
+    )
+
+
+def _ratios(side_by_side: Mapping[str, Any]) -> str:
+    return ", ".join(f"{row['ratio']:.1f} times at {count}" for count, row in side_by_side.items())
 
 
 def _hypotheses(stored: Mapping[str, Any]) -> str:
@@ -141,14 +182,34 @@ def _hypotheses(stored: Mapping[str, Any]) -> str:
         "number of experiments to a right claim of at least 95 %, with its 95 % interval, where an episode without "
         "one counts as the longest; how many episodes end in a claim, and how many claims are right; the share of "
         "right answers at the end; and that share less half a point for the whole of the time.\n\n"
-        f"{hypotheses.markdown(stored)}"
+        f"{hypotheses.markdown(stored)}\n\n{_ppo_and_others(stored)}"
     )
+
+
+def _ppo_and_others(stored: Mapping[str, Any]) -> str:
+    """Where the trained policy earns more than the rules beside it, and where not."""
+    score = {(row["level"], row["agent"]): row["score"] for row in stored["summary"]}
+    levels = [level for level, agent in score if agent == "ppo"]
+    sentences = []
+    for agent in ("eig_per_cost", "tuning_rules"):
+        ahead: list[str] = []
+        behind: list[str] = []
+        for level in levels:
+            same = level.removesuffix("belief").removesuffix("-") or "std"  # a referee beside it changes no world
+            if (same, agent) in score:
+                ppo, other = score[level, "ppo"], score[same, agent]
+                (ahead if ppo > other else behind).append(f"{level} ({ppo:.2f} against {other:.2f})")
+        sentences.append(
+            f"more than `{agent}` on {', '.join(ahead) or 'no level'}, and less on {', '.join(behind) or 'none'}"
+        )
+    return f"In score with costs the trained `ppo` earns {'; it earns '.join(sentences)}."
 
 
 _SECTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "leaderboard": _leaderboard,
     "fabrication": _fabrication,
     "spectrum_search": _spectrum_search,
+    "surrogate_fits": _surrogate_fits,
     "hypotheses": _hypotheses,
     "throughput": _throughput,
     "fidelity": _fidelity,

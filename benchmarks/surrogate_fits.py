@@ -40,6 +40,8 @@ from stem_gym.core.streams import Streams, row_seeds
 
 SIDE, PATCH, FEATURES = 64, 7, 6
 EPISODES = 32
+ONE_BY_ONE = 8  # whole episodes that are timed one after the other; the time is scaled to EPISODES
+FIRST, LAST = 10, 50  # measurements before the first belief of an episode, and at its end
 GPYTORCH_STEPS = 200
 
 
@@ -62,6 +64,7 @@ def main() -> None:
         "machine": machine(),
         "one_field": {str(count): one_field(count, runs) for count in (50, 100, 200)},
         "side_by_side": {str(count): side_by_side(count, max(1, runs // 2)) for count in (20, 50, 100)},
+        "whole_episodes": whole_episodes(),
     }
     report(results)
     given.out.mkdir(parents=True, exist_ok=True)
@@ -152,6 +155,32 @@ def side_by_side(count: int, runs: int) -> dict[str, float]:
     return {"episodes": EPISODES, "together_s": many, "one_by_one_s": single, "ratio": single / many}
 
 
+def whole_episodes() -> dict[str, float]:
+    """Seconds of all beliefs of episodes of `LAST` measurements with the agent's schedule, fresh fits among them."""
+    together = episode(torch.arange(EPISODES))
+    apart = sum(episode(torch.tensor([row])) for row in range(ONE_BY_ONE)) * EPISODES / ONE_BY_ONE
+    return {
+        "episodes": EPISODES,
+        "measurements": LAST,
+        "together_s": together,
+        "one_by_one_s": apart,
+        "one_by_one_timed": ONE_BY_ONE,
+        "ratio": apart / together,
+    }
+
+
+def episode(rows: Tensor) -> float:
+    """CPU seconds of an episode of each of the rows, side by side."""
+    fields = Fields(EPISODES, LAST)
+    plan, streams = KernelPlan(patch_features=FEATURES, grid=(SIDE, SIDE)), Streams(row_seeds(0, len(rows)))
+    model = FieldModel(plan, Training(), streams, fields.describe)
+    everyone, wanted = torch.arange(len(rows)), torch.zeros(len(rows), dtype=torch.int64)
+    start = time.process_time()
+    for count in range(FIRST, LAST):
+        model.believe(fields.image[rows], fields.value[rows], fields.measured(count)[rows], wanted, everyone)
+    return time.process_time() - start
+
+
 def next_of(apart: list[Ours]) -> None:
     """A decision of each, one after the other."""
     for one in apart:
@@ -222,6 +251,12 @@ def report(results: dict[str, Any]) -> None:
     for count, row in results["side_by_side"].items():
         table.add_row(count, f"{row['together_s']:.2f}", f"{row['one_by_one_s']:.2f}", f"{row['ratio']:.1f}")
     console.print(table)
+    row = results["whole_episodes"]
+    console.print(
+        f"{row['episodes']} episodes of {row['measurements']} measurements: {row['together_s']:.1f} s side by side, "
+        f"{row['one_by_one_s']:.1f} s one after the other ({row['one_by_one_timed']} timed and scaled): "
+        f"{row['ratio']:.1f} times faster."
+    )
 
 
 if __name__ == "__main__":

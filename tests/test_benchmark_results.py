@@ -1,0 +1,100 @@
+"""What the stored figures must show: a benchmark that was measured anew and shows it no longer turns this red."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stem_gym.core.hypotheses import read_law_set
+from stem_gym.simulator import laws
+
+REPO = Path(__file__).resolve().parent.parent
+RESULTS = REPO / "benchmarks" / "results"
+
+
+def rows(file, *keys, under="rows"):
+    return {tuple(row[key] for key in keys): row for row in json.loads((RESULTS / file).read_text())[under]}
+
+
+@pytest.fixture(scope="module")
+def campaigns():
+    return rows("hypotheses.json", "level", "agent", under="summary")
+
+
+@pytest.fixture(scope="module")
+def searches():
+    return rows("spectrum_search.json", "field", "agent")
+
+
+def test_every_agent_was_measured_on_every_level_with_at_least_200_episodes(campaigns):
+    levels = {"std", "easy", "hard", "drift", "site", "open", "damage", "coarsening"}
+    agents = {agent for _, agent in campaigns} - {"ppo"}
+    assert not {(level, agent) for level in levels for agent in agents} - campaigns.keys()
+    assert {("std", "ppo"), ("drift", "ppo"), ("site", "ppo")} <= campaigns.keys()
+    assert min(row["episodes"] for row in campaigns.values()) >= 200
+
+
+@pytest.mark.parametrize("agent", ["random_designs", "eig"])
+def test_claims_at_95_percent_are_right_in_93_to_99_percent_of_1000_episodes(campaigns, agent):
+    row = campaigns["std", agent]
+    assert row["episodes"] >= 1000 and 0.93 <= row["claims_right"] / row["claims"] <= 0.99
+
+
+def test_eig_needs_at_most_half_of_the_measurements_of_chance(campaigns):
+    assert campaigns["std", "eig"]["median"] <= 0.5 * campaigns["std", "random_designs"]["median"]
+
+
+def test_on_drift_ppo_earns_clearly_more_than_information_per_cost(campaigns):
+    ppo, other = campaigns["drift", "ppo"], campaigns["drift", "eig_per_cost"]
+    assert ppo["score"] - other["score"] > 3.0 * (ppo["score_error"] ** 2 + other["score_error"] ** 2) ** 0.5
+
+
+@pytest.mark.parametrize("closed", ["eig", "eig_per_cost", "bma_variance", "random_designs"])
+def test_an_open_set_is_confident_and_wrong_at_most_a_third_as_often(campaigns, closed):
+    open_set = campaigns["open", "open_set"]["confident_wrong"]
+    assert open_set <= campaigns["open", closed]["confident_wrong"] / 3.0
+
+
+def test_dkl_finds_the_copper_edge_within_25_measurements_and_chance_does_not_within_60(searches):
+    assert searches["cuzn_cu", "dkl"]["to_90"]["median"] <= 25
+    assert searches["cuzn_cu", "uniform"]["to_90"]["median"] > 60
+    assert min(row["episodes"] for row in searches.values()) >= 10
+
+
+@pytest.mark.parametrize("field", ["v0", "cuzn_cu", "cuzn_zn", "fept_pt"])
+def test_intervals_of_dkl_hold_what_they_promise_from_20_measurements_on(searches, field):
+    """Over the brightest tenth as well; around the particles most cells hold no count, which any interval holds."""
+    looks = searches[field, "dkl"]["map"]
+    assert looks.keys() == {"20", "40", "60"}
+    for look in looks.values():
+        assert 0.80 <= look["covered"][0] <= (0.97 if field != "fept_pt" else 0.98)
+        assert look["covered_bright"][0] <= 0.97
+
+
+def test_side_by_side_whole_episodes_of_dkl_are_four_times_faster():
+    fits = json.loads((RESULTS / "surrogate_fits.json").read_text())
+    assert fits["whole_episodes"]["ratio"] >= 4.0
+    assert fits["one_field"]["200"]["decision_s"] <= 0.15 and fits["one_field"]["200"]["fresh_fit_s"] <= 1.0
+
+
+def test_a_decision_between_laws_takes_milliseconds():
+    speed = rows("hypotheses_speed.json", "what")
+    for draws in (256, 512):
+        look = speed[(f"forecast, {draws} values",)]["one_ms"]
+        assert speed[(f"EIG of it, {draws} values",)]["one_ms"] + look <= 20.0
+        assert speed[(f"bound of it, {draws} values",)]["one_ms"] <= 3.0
+
+
+def test_the_laws_of_the_contributors_guide_run(tmp_path, monkeypatch):
+    text = (REPO / "CONTRIBUTING.md").read_text()
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "register" in block)
+    (data,) = (block for block in re.findall(r"```yaml\n(.*?)```", text, re.S) if "laws:" in block)
+    monkeypatch.setattr(laws, "_registered", {})
+    exec(compile(code, "CONTRIBUTING.md", "exec"), {})  # noqa: S102 – our own guide
+    path = tmp_path / "mine.yaml"
+    path.write_text(data)
+    assert yaml.safe_load(data)["laws"].keys() == laws.bind_set(read_law_set(str(path))).keys()
