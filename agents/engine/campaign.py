@@ -29,6 +29,9 @@ from stem_gym.surrogates.gaussian_law import GaussianLaw
 from stem_gym.surrogates.information import Forecast
 from stem_gym.surrogates.referee import Referee
 
+_ALARMING = 3  # measurements before χ² says anything
+_DOUBT = 0.95  # what "none of these" then has
+
 
 class CampaignSettings(Config):
     """What can be chosen of every agent with a referee."""
@@ -43,6 +46,9 @@ class CampaignSettings(Config):
     """probability from which an answer is declared"""
     none: float | None = Field(None, gt=0, lt=1)
     """probability of "none of these" before anything was measured; null: it is ruled out"""
+    alarm: float | None = Field(None, gt=0)
+    """χ² a measurement, of the best description by the likeliest law, beyond which "none of these" is declared; null:
+    the laws are never doubted"""
 
 
 @dataclass(frozen=True)
@@ -185,7 +191,13 @@ class CampaignPolicy(Policy):
 
     def declared(self, outlook: Outlook) -> Tensor:
         """The probabilities (B, A) that a declaration gives."""
-        return outlook.probability
+        if self.settings.alarm is None:
+            return outlook.probability
+        loud = (self.referee.chi2 > self.settings.alarm) & (outlook.history.done.sum(1) >= _ALARMING)
+        doubted = torch.cat((outlook.probability[:, :-1], torch.zeros_like(outlook.probability[:, :1])), dim=1)
+        doubted = (1.0 - _DOUBT) * doubted / doubted.sum(1, keepdim=True)
+        doubted[:, -1] = _DOUBT
+        return torch.where(loud.unsqueeze(1), doubted, outlook.probability)
 
     def action_of(self, proposal: Proposal) -> Tensor:
         """Actions (B, n) of proposals."""

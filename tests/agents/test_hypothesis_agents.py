@@ -29,8 +29,10 @@ def vector(id: str, rows: int, **overrides: Any) -> gymnasium.vector.VectorEnv:
     return gymnasium.make_vec(id, num_envs=rows, autoreset_mode="Disabled", **overrides)
 
 
-def played(name: str, id: str, episodes: int, rows: int, **settings: Any) -> list[dict[str, Any]]:
-    env = vector(id, rows)
+def played(
+    name: str, id: str, episodes: int, rows: int, instrument: dict[str, Any] | None = None, **settings: Any
+) -> list[dict[str, Any]]:
+    env = vector(id, rows, **({"instrument": instrument} if instrument else {}))
     results = agents.evaluate(agents.make(name, env, **{**FEW, **settings}), id, episodes, seed=3, env=env)
     env.close()
     return results
@@ -96,6 +98,28 @@ def test_an_open_set_is_seldom_sure_of_a_law_that_is_not_there():
     closed, aware = (played(name, id, 40, 40, particles=1024) for name in ("eig", "open_set"))
     wrong = [np.mean([result["confident_wrong"] for result in results]) for results in (closed, aware)]
     assert wrong[0] > 0.3 and wrong[1] <= 0.5 * wrong[0]
+
+
+def test_an_alarm_finds_laws_that_are_not_there_and_seldom_rings_where_they_are():
+    """By chance's experiments, which are many enough for a wrong law to fit badly."""
+    id = "stem_gym/HypothesisDiscrimination-open-v0"
+    outside = {"outside": {"share": 1.0}}
+    deaf, heard = (
+        played("random_designs", id, 40, 40, alarm=alarm, particles=1024, instrument=outside) for alarm in (None, 2.5)
+    )
+    assert not any(episode["claim_right"] for episode in deaf), "none of these was ruled out"
+    assert sum(episode["claim_right"] for episode in heard) >= 10
+    id = "stem_gym/HypothesisDiscrimination-v0"
+    deaf, heard = (played("random_designs", id, 40, 40, alarm=alarm, particles=1024) for alarm in (None, 2.5))
+    right = [sum(episode["claim_right"] for episode in found) for found in (deaf, heard)]
+    assert right[1] >= right[0] - 2
+
+
+def test_information_is_told_of_pictures_too():
+    """Sizes are perceived, and the claims are as right."""
+    found = played("eig", "stem_gym/HypothesisDiscrimination-image-v0", 24, 24, particles=512, draws=64)
+    claims = [episode for episode in found if episode["confident"]]
+    assert len(claims) >= 16 and sum(episode["claim_right"] for episode in claims) >= 0.85 * len(claims)
 
 
 def test_rewards_of_hypothesis_learning_by_hand():
