@@ -96,7 +96,7 @@ class HypothesisLearning(CampaignPolicy):
 
     def declared(self, outlook: Outlook) -> Tensor:
         if not self.settings.own_verdict:
-            return outlook.probability
+            return super().declared(outlook)
         best = (self.reward / self.tried.clamp(min=1.0)).argmax(1)
         answers = outlook.probability.shape[1]
         share = torch.full_like(outlook.probability, (1.0 - _SURE) / (answers - 1))

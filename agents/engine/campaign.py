@@ -194,9 +194,8 @@ class CampaignPolicy(Policy):
         if self.settings.alarm is None:
             return outlook.probability
         loud = (self.referee.chi2 > self.settings.alarm) & (outlook.history.done.sum(1) >= _ALARMING)
-        doubted = torch.cat((outlook.probability[:, :-1], torch.zeros_like(outlook.probability[:, :1])), dim=1)
-        doubted = (1.0 - _DOUBT) * doubted / doubted.sum(1, keepdim=True)
-        doubted[:, -1] = _DOUBT
+        doubted = (1.0 - _DOUBT) * outlook.probability
+        doubted[:, -1] += _DOUBT
         return torch.where(loud.unsqueeze(1), doubted, outlook.probability)
 
     def action_of(self, proposal: Proposal) -> Tensor:

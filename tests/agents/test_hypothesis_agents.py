@@ -115,6 +115,15 @@ def test_an_alarm_finds_laws_that_are_not_there_and_seldom_rings_where_they_are(
     assert right[1] >= right[0] - 2
 
 
+@pytest.mark.parametrize("name", ["random_designs", "hypothesis_learning", "open_set"])
+def test_an_alarm_that_always_rings_makes_every_agent_declare_none_at_once(name):
+    """As soon as three measurements are there; before, a law may be claimed."""
+    found = played(name, "stem_gym/HypothesisDiscrimination-hard-v0", 12, 12, alarm=1e-12, claim=0.9499)
+    doubted = [episode for episode in found if episode["experiments"] >= 3.0]
+    assert max(episode["experiments"] for episode in found) == 3.0 and len(doubted) >= 6
+    assert all(episode["claim"] >= 0.949 and not episode["claim_right"] for episode in doubted), "none is never true"
+
+
 def test_information_is_told_of_pictures_too():
     """Sizes are perceived, and the claims are as right."""
     found = played("eig", "stem_gym/HypothesisDiscrimination-image-v0", 24, 24, particles=512, draws=64)
