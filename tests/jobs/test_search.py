@@ -38,6 +38,9 @@ def test_a_search_is_recorded_and_explained(capsys, tmp_path):
     assert code == cli.OK and picture.read_bytes()[:4] == b"\x89PNG"
     assert (told["agent"], told["step"], told["steps"], told["finished"]) == ("dkl", 5, 6, True)
     assert 0 <= told["x"] < 9 and 0 <= told["y"] < 8 and told["deviation"] > 0 and told["what_if"] == []
+    other = tmp_path / "otherwise.png"
+    assert run(capsys, "explain", folder, "--out", other, "--acquisition", "random_choice")[0] == cli.OK
+    assert other.read_bytes() != picture.read_bytes(), "what would have been chosen is marked"
     code, text, _ = run(capsys, "explain", folder, "--step", 1)
     assert code == cli.OK and "at random: first places" in text and "step 1 of 6" in text
 

@@ -206,12 +206,12 @@ def test_the_belief_that_is_seen_is_a_referees_of_what_is_seen():
     ("where", "change", "key"),
     [
         ("instrument", {"noise": {"absolute": 40.0}}, "noise.absolute is 8.0 for the task and 40.0 for the instrument"),
-        ("task", {"sites": {"count": 3}}, "sites"),
-        ("task", {"laws": "coarsening"}, "laws is 'coarsening' for the task and 'domain_growth'"),
+        ("task", {"sites": {"count": 3}}, "sites is {'count': 3.* for the task and None for the instrument"),
+        ("task", {"laws": "coarsening"}, "laws is 'coarsening' for the task and 'domain_growth' for the instrument"),
     ],
 )
 def test_a_task_and_an_instrument_that_say_otherwise_are_refused(where, change, key):
-    with pytest.raises(ConfigError, match=f"experiment.{key}.*Change both|misdescribed"):
+    with pytest.raises(ConfigError, match=f"experiment.{key}. Change both, task.experiment.*misdescribed"):
         made(**{where: {"experiment": change}})
 
 
