@@ -35,7 +35,7 @@ _AHEAD_BLOCKS = 32  # of a draw; larger ones are computed alone
 _SMALL_RATE = 10.0  # below: inversion of the Poisson law; above: its asymptotic quantile
 _LARGEST_SMALL_COUNT = 32  # P(N > 32 | rate 10) = 1e-8, below the 2^-24 grid of the uniforms
 _FAINT = 1e-30  # too little to change a cumulative probability of at least exp(−10), and no subnormal number
-_ERFINV_CENTRE = (
+ERFINV_CENTRE = (
     2.81022636e-08,
     3.43273939e-07,
     -3.5233877e-06,
@@ -46,7 +46,7 @@ _ERFINV_CENTRE = (
     0.246640727,
     1.50140941,
 )
-_ERFINV_TAIL = (
+ERFINV_TAIL = (
     -0.000200214257,
     0.000100950558,
     0.00134934322,
@@ -183,8 +183,8 @@ def normal_quantile(uniform: Any, xp: Any = torch) -> Any:
     x = 2.0 * uniform - 1.0
     w = -_log((1.0 - x) * (1.0 + x), xp)
     centre, tail = w - 2.5, xp.sqrt(xp.clip(w, 0.0, None)) - 3.0
-    inner, outer = xp.full_like(x, _ERFINV_CENTRE[0]), xp.full_like(x, _ERFINV_TAIL[0])
-    for at_centre, at_tail in zip(_ERFINV_CENTRE[1:], _ERFINV_TAIL[1:], strict=True):
+    inner, outer = xp.full_like(x, ERFINV_CENTRE[0]), xp.full_like(x, ERFINV_TAIL[0])
+    for at_centre, at_tail in zip(ERFINV_CENTRE[1:], ERFINV_TAIL[1:], strict=True):
         inner *= centre
         inner += at_centre
         outer *= tail
@@ -272,6 +272,11 @@ class Streams:
     @property
     def device(self) -> torch.device:
         return self._address.device
+
+    @property
+    def address(self) -> Tensor:
+        """Two key words, episode and next draw of each row, (B, 4) int64. For code that draws by itself, in place."""
+        return self._address
 
     def seed(self, rows: Tensor, seeds: Sequence[int]) -> None:
         """Give `rows` new keys; their episodes count from 0 again."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from stem_gym.datasets.compiled import compiled
+from stem_gym.core.compiled import compiled
 
 __all__ = ["BOND_COLUMNS", "TOO_DENSE", "energy_forces", "integrate", "list_neighbours", "minimise"]
 

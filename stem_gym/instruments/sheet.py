@@ -30,6 +30,7 @@ from stem_gym.core.streams import Streams
 from stem_gym.core.units import ELECTRONS_PER_PC
 from stem_gym.instruments.column import Column
 from stem_gym.instruments.sheet_beams import Beams
+from stem_gym.instruments.sheet_compiled import CompiledSheet
 from stem_gym.instruments.sheet_haze import ATOMS_PER_ANG2, Haze
 from stem_gym.instruments.sheet_rows import SheetRows
 from stem_gym.simulator.detectors import detect, expected_electrons, line_jitter_ang
@@ -93,6 +94,7 @@ class SheetMicroscope(Column[SheetRows]):
         weight_ang2 = self._beams.weight_ang2[0]
         self._pictures = Pictures(config.specimen, self._beams.optics, weight_ang2) if config.pictures else None
         self._haze = Haze(config.kinetics.contamination, self._pictures)
+        self._compiled = CompiledSheet(config, self.kinetics, self._slots) if config.compiled else None
         self._handlers: dict[type[Instruction], Any] = {
             Scan: self._scan,
             Park: self._park,
@@ -155,6 +157,8 @@ class SheetMicroscope(Column[SheetRows]):
     def _scan(self, scan: Scan) -> Reading:
         config, state, rows = self.config, self._now, scan.rows
         check_region(scan.region)
+        if self._compiled is not None:
+            return self._compiled.scan(state, self._streams, scan)
         seconds = frame_time_s(scan.shape, scan.dwell_s, config.detector.flyback_s) + config.overheads.scan_s
         knots, drift = self._advance(rows, (seconds / _FRAME_KNOTS).unsqueeze(1).expand(-1, _FRAME_KNOTS))
         size = scan.region[:, 2:] * scan.fov_ang.unsqueeze(1)
@@ -224,6 +228,8 @@ class SheetMicroscope(Column[SheetRows]):
 
     def _dwell(self, dwell: Dwell) -> Reading:
         config, state, rows = self.config, self._now, dwell.rows
+        if self._compiled is not None:
+            return self._compiled.dwell(state, self._streams, dwell, _SAMPLES)
         samples = samples_of(dwell, _SAMPLES)
         sample_s = dwell.time_s / samples
         knot_s = dwell.time_s / _DWELL_KNOTS

@@ -85,7 +85,7 @@ class Kinetics:
         sections: Sequence[CrossSections] | None = None,
     ) -> None:
         self.model, self.device = model, device
-        self._bound = density_bound_per_ang2
+        self.density_bound_per_ang2 = density_bound_per_ang2
         energies = (float(energy_kev),) if isinstance(energy_kev, int | float) else tuple(energy_kev)
         model.jumps.check_energies(energies)
         each = tuple(sections or (from_thresholds(model, energy) for energy in energies))
@@ -97,7 +97,7 @@ class Kinetics:
         barn = [[self._sections(kind, *at) for kind in kinds] for at in zip(energies, each, strict=True)]
         self._barn = torch.tensor(barn, device=device)  # (E, kinds, 2, 5)
         away = [(one.pristine_barn, one.edge_barn) for one in each]
-        self._away_barn = torch.tensor(away, device=device)  # (E, 2) of carbon away from dopants
+        self.away_barn = torch.tensor(away, device=device)  # (E, 2) of carbon away from dopants
 
     def _sections(self, element: str, energy_kev: float, sections: CrossSections) -> list[list[float]]:
         """Cross sections (2, 5) of the events beside a dopant, for the far and the near side."""
@@ -197,9 +197,14 @@ class Kinetics:
         event = Event(kind, place // 3, place % 3, zero, zero, zero.float())
         return self._settle(sheet, rows, event, uniform[:, count + 3], frame), torch.minimum(first, wait)
 
+    @property
+    def silicon_barn(self) -> Tensor:
+        """Cross sections (E, 2, 5) of silicon that a vacancy catches."""
+        return self._barn[:, -1]
+
     def apply(self, sheet: Sheet, rows: Tensor, event: Event) -> None:
         """Change the buffers of `rows` (n,) as the events say."""
-        apply(sheet, rows, event, self._barn[:, -1])
+        apply(sheet, rows, event, self.silicon_barn)
 
     def set_energy(self, sheet: Sheet, rows: Tensor, energy: Tensor) -> None:
         """Give `rows` (n,) the rates of the energies with these numbers (n,); for good, or until the next change."""
@@ -235,11 +240,11 @@ class Kinetics:
 
     def _worst_barn(self, sheet: Sheet, rows: Tensor) -> Tensor:
         """(n,) the largest cross section of a carbon away from dopants; that of an edge only where there is one."""
-        away = self._away_barn[take(sheet.energy, rows)]
+        away = self.away_barn[take(sheet.energy, rows)]
         return torch.where(take(sheet.edged, rows), away.amax(1), away[:, 0])
 
     def _knock_out_bound(self, sheet: Sheet, rows: Tensor, beam: Beam) -> Tensor:
-        flux = self._bound * beam.current_pa * ELECTRONS_PER_PC
+        flux = self.density_bound_per_ang2 * beam.current_pa * ELECTRONS_PER_PC
         return (ANG2_PER_BARN * self._worst_barn(sheet, rows) * flux).unsqueeze(1)
 
     def _rest_in_frame(self, sheet: Sheet, rows: Tensor, frame: Frame) -> Tensor:
@@ -284,7 +289,7 @@ class Kinetics:
             segment = take(event.segment, away)
             beam = where.path_ang.gather(1, segment[:, None, None].expand(-1, 1, 2))
             distance = nearest_image(take(sheet.xy_ang, row) - beam, cell).norm(dim=-1)
-            share = density_at(where.density, distance) / self._bound
+            share = density_at(where.density, distance) / self.density_bound_per_ang2
         reached = torch.cumsum(share * barn, dim=1) / self._worst_barn(sheet, row).unsqueeze(1).clamp(min=1e-30)
         index = (reached <= chance.unsqueeze(1)).sum(1)
         return index.clamp(max=barn.shape[1] - 1), index < barn.shape[1]
@@ -302,7 +307,7 @@ class Kinetics:
         foreign = (number.gather(1, around).reshape(batch, sites, 3) != CARBON) & there
         whole = there.all(-1) & (neighbours != torch.arange(sites, device=row.device)[:, None]).all(-1)
         carbon = present & (number == CARBON) & ~foreign.any(-1)
-        pristine, edge = self._away_barn[sheet.energy[row]].unsqueeze(2).unbind(1)
+        pristine, edge = self.away_barn[sheet.energy[row]].unsqueeze(2).unbind(1)
         return torch.where(whole, pristine, edge) * carbon
 
 

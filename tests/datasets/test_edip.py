@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from benchmarks.lammps_check import COMMAND, lammps_energy_and_forces, lammps_installed, systems
+from stem_gym.core import compiled
 from stem_gym.core.errors import ConfigError, MissingExtraError
-from stem_gym.datasets import compiled, edip
+from stem_gym.datasets import edip
 from stem_gym.datasets.edip import energy_and_forces
 
 REFERENCE = json.loads((Path(__file__).parent / "edip_reference.json").read_text())

@@ -1,0 +1,173 @@
+"""Dwells and frames of a sheet in machine code: the buffers of a column, handed to `simulator.compiled_sheet`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stem_gym.core.compiled import require_numba
+from stem_gym.core.errors import ConfigError
+from stem_gym.core.instructions import ATOMS, Dwell, Reading, Scan
+from stem_gym.core.streams import Streams
+from stem_gym.core.units import ELECTRONS_PER_PC
+from stem_gym.instruments.sheet_haze import ATOMS_PER_ANG2
+from stem_gym.instruments.sheet_rows import SheetRows
+from stem_gym.simulator import compiled_sheet as machine
+from stem_gym.simulator.drift import frame_time_s
+from stem_gym.simulator.exposure import samples_of
+from stem_gym.simulator.jumps import CrossSectionJumps, JumpMap
+from stem_gym.simulator.kinetics import Kinetics
+from stem_gym.simulator.microscope import SheetColumn
+
+
+class CompiledSheet:
+    """Executes Dwell and Scan on the rows of a column, in place. Raises ConfigError for what only torch code can do."""
+
+    def __init__(self, config: SheetColumn, kinetics: Kinetics, slots: int) -> None:
+        require_numba("instrument.compiled")
+        asked_too = {
+            f"the device {kinetics.device}": kinetics.device.type != "cpu",
+            "instrument.pictures": config.pictures,
+            "instrument.kinetics.contamination": config.kinetics.contamination is not None,
+        }
+        if beyond := [name for name, asked in asked_too.items() if asked]:
+            raise ConfigError(
+                "instrument.compiled is for clean sheets without pictures on a CPU; leave it out, or change "
+                f"{', '.join(beyond)}."
+            )
+        self._config, self._physics = config, _physics(config, kinetics)
+        self._slots, self._room = slots, machine.room(slots, samples=8)
+        self._state: SheetRows | None = None
+        self._address = torch.zeros(0)
+        self._rows: Any = None
+
+    def dwell(self, state: SheetRows, streams: Streams, dwell: Dwell, least: int) -> Reading:
+        """The reading of a dwell; without a trace it has `least` samples."""
+        rows, rule, samples = dwell.rows, dwell.stop, samples_of(dwell, least)
+        n = len(rows)
+        counts = np.empty((n, samples), np.float32)
+        seconds, sent, areal = np.empty((3, n), np.float32)
+        rise, fall = (math.nan if part is None else part for part in ((rule.rise, rule.fall) if rule else (None, None)))
+        windows = (rule.baseline_samples, rule.window_samples) if rule else (1, 1)
+        dwells = machine.Dwells(
+            _plain(dwell.time_s), rise, fall, rule is not None, *windows, counts, seconds, sent, areal
+        )
+        machine.dwell(
+            self._physics, self._buffers(state, streams), rows.contiguous().numpy(), dwells, self._room_for(samples)
+        )
+        data = {"place": state.place.index_select(0, rows)}
+        if dwell.trace:
+            data["trace"] = torch.from_numpy(counts)
+        sample_s = dwell.time_s / samples
+        per_sample = sample_s * (self._config.current_pa * ELECTRONS_PER_PC)
+        calibration = {"sample_s": sample_s, "electrons_per_sample": per_sample, **self._detector(n)}
+        spent, electrons, dose = (torch.from_numpy(part) for part in (seconds, sent, areal))
+        return Reading("Dwell", rows, spent, electrons, dose, data, calibration)
+
+    def scan(self, state: SheetRows, streams: Streams, scan: Scan) -> Reading:
+        """The reading of a frame that is looked at by the finder."""
+        config, rows, pixels = self._config, scan.rows, scan.shape[0] * scan.shape[1]
+        n, slots = len(rows), state.sheet.dopant.shape[1]
+        seconds = frame_time_s(scan.shape, scan.dwell_s, config.detector.flyback_s) + config.overheads.scan_s
+        beam_s = scan.dwell_s * pixels
+        places, bonds = np.empty((n, slots, 2), np.float32), np.empty((n, slots, 3, 2), np.float32)
+        shift, (sent, areal) = np.empty((n, 2), np.float32), np.empty((2, n), np.float32)
+        fov_ang, region, lit_s, taken_s = (_plain(part) for part in (scan.fov_ang, scan.region, beam_s, seconds))
+        frames = machine.Frames(fov_ang, region, lit_s, taken_s, places, bonds, shift, sent, areal)
+        machine.frame(
+            self._physics, self._buffers(state, streams), rows.contiguous().numpy(), frames, self._room_for(1)
+        )
+        told = {ATOMS: places, "bonds_ang": bonds, "shift_ang": shift}
+        electrons = torch.from_numpy(sent)
+        calibration = {
+            "fov_ang": scan.fov_ang,
+            "region": scan.region,
+            "pixel_dwell_s": scan.dwell_s,
+            "electrons_per_pixel": electrons / pixels,
+            **self._detector(n),
+        }
+        data = {name: torch.from_numpy(part) for name, part in told.items()}
+        return Reading("Scan", rows, seconds, electrons, torch.from_numpy(areal), data, calibration)
+
+    def _room_for(self, samples: int) -> machine.Room:
+        if len(self._room.counts) < samples:
+            self._room = machine.room(self._slots, samples)
+        return self._room
+
+    def _detector(self, n: int) -> dict[str, Tensor]:
+        detector = self._config.detector
+        return {
+            "counts_per_electron": torch.full((n,), detector.gain),
+            "counts_offset": torch.full((n,), detector.offset),
+        }
+
+    def _buffers(self, state: SheetRows, streams: Streams) -> Any:
+        """The buffers as numpy sees them; looked up anew when a restore has brought others."""
+        if state is not self._state or streams.address is not self._address:
+            self._state, self._address = state, streams.address
+            sheet, near, drift = state.sheet, state.sheet.near, state.drift
+            other = {
+                "address": streams.address,
+                "near_number": near.atomic_number,
+                "near_barn": near.barn,
+                "energy": sheet.energy,
+            }
+            owners = (sheet, near, drift, state)
+            self._rows = machine.Rows(
+                *(
+                    (
+                        other[name] if name in other else next(getattr(o, name) for o in owners if hasattr(o, name))
+                    ).numpy()
+                    for name in machine.Rows._fields
+                )
+            )
+        return self._rows
+
+
+def _plain(values: Tensor) -> np.ndarray:
+    """As numpy sees them, in the one form that the machine code is made for."""
+    plain: np.ndarray = values.float().contiguous().numpy()
+    return plain
+
+
+def _physics(config: SheetColumn, kinetics: Kinetics) -> machine.Physics:
+    jumps, drift, detector, finder, model = (
+        config.kinetics.jumps, config.drift, config.detector, config.finder, config.kinetics
+    )  # fmt: skip
+    if isinstance(jumps, CrossSectionJumps):
+        law, length = machine.CROSS_SECTION, 1.0
+    elif isinstance(jumps, JumpMap):
+        law, length = machine.MAP, jumps.reference_pa
+    else:
+        law, length = machine.LORENTZIAN, jumps.bond_ang
+    return machine.Physics(
+        away_barn=kinetics.away_barn.double().numpy(),
+        silicon_barn=kinetics.silicon_barn.numpy().copy(),
+        law=law,
+        law_length=length,
+        bound_per_ang2=kinetics.density_bound_per_ang2,
+        healing_per_s=model.healing_per_s,
+        capture_per_s=model.capture_per_s,
+        atoms_per_ang2=ATOMS_PER_ANG2,
+        current_pa=config.current_pa,
+        drift_sigma=drift.speed_ang_per_s / math.sqrt(2.0),
+        drift_tau_s=drift.correlation_s,
+        diffusion_ang2_per_s=drift.diffusion_ang2_per_s,
+        settling_s=drift.settling_s,
+        gain=detector.gain,
+        offset=detector.offset,
+        read_noise=detector.read_noise,
+        saturation=detector.saturation,
+        dark_per_s=detector.dark_electrons_per_s,
+        whole_counts=detector.gain % 1.0 == 0.0 and detector.offset % 1.0 == 0.0 and detector.read_noise == 0.0,
+        position_sd_ang=finder.position_sd_ang,
+        shift_sd_ang=finder.shift_sd_ang,
+        bond_sd_ang=finder.bond_sd_ang,
+        reference_dose=finder.reference_dose,
+        missed=finder.missed,
+        spurious=finder.spurious,
+    )
