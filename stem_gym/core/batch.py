@@ -103,12 +103,16 @@ def write_sum(whole: Tensor, rows: Tensor, more: Tensor) -> None:
 
 
 def take_rows(state: State, rows: Tensor) -> State:
-    """The named rows of every tensor in `state` (nested dataclasses included), as a state of len(rows) rows."""
+    """The named rows of every tensor in `state` (nested dataclasses included); itself where they are all."""
+    if names_every(rows, _count(state)):
+        return state
     return _map(state, lambda tensor: take(tensor, rows))
 
 
 def put_rows(state: State, rows: Tensor, fresh: State) -> State:
-    """`state` with its rows `rows` replaced by those of `fresh`; neither argument is changed."""
+    """`state` with its rows `rows` replaced by those of `fresh`, itself where they are all; neither is changed."""
+    if names_every(rows, _count(state)):
+        return fresh
     changes: dict[str, Any] = {}
     for name in _names(state):
         old, new = getattr(state, name), getattr(fresh, name)
@@ -148,6 +152,17 @@ def _names(state: Any) -> tuple[str, ...]:
     if kind not in _FIELDS:
         _FIELDS[kind] = tuple(field.name for field in dataclasses.fields(kind))
     return _FIELDS[kind]
+
+
+def _count(state: Any) -> int:
+    """How many rows a state has; -1 where it has no tensor."""
+    for name in _names(state):
+        value = getattr(state, name)
+        if isinstance(value, Tensor):
+            return value.shape[0]
+        if dataclasses.is_dataclass(value):
+            return _count(value)
+    return -1
 
 
 def _map(state: State, change: Callable[[Tensor], Tensor]) -> State:

@@ -13,11 +13,9 @@ from stem_gym.core.compiled import require_numba
 from stem_gym.core.errors import ConfigError
 from stem_gym.core.instructions import ATOMS, Dwell, Reading, Scan
 from stem_gym.core.streams import Streams
-from stem_gym.core.units import ELECTRONS_PER_PC
 from stem_gym.instruments.sheet_haze import ATOMS_PER_ANG2
 from stem_gym.instruments.sheet_rows import SheetRows
 from stem_gym.simulator import compiled_sheet as machine
-from stem_gym.simulator.drift import frame_time_s
 from stem_gym.simulator.exposure import samples_of
 from stem_gym.simulator.jumps import CrossSectionJumps, JumpMap
 from stem_gym.simulator.kinetics import Kinetics
@@ -44,54 +42,47 @@ class CompiledSheet:
         self._state: SheetRows | None = None
         self._address = torch.zeros(0)
         self._rows: Any = None
+        self._calibration: dict[str, Tensor] | None = None
 
     def dwell(self, state: SheetRows, streams: Streams, dwell: Dwell, least: int) -> Reading:
         """The reading of a dwell; without a trace it has `least` samples."""
         rows, rule, samples = dwell.rows, dwell.stop, samples_of(dwell, least)
-        n = len(rows)
-        counts = np.empty((n, samples), np.float32)
-        seconds, sent, areal = np.empty((3, n), np.float32)
-        rise, fall = (math.nan if part is None else part for part in ((rule.rise, rule.fall) if rule else (None, None)))
-        windows = (rule.baseline_samples, rule.window_samples) if rule else (1, 1)
-        dwells = machine.Dwells(
-            _plain(dwell.time_s), rise, fall, rule is not None, *windows, counts, seconds, sent, areal
-        )
-        machine.dwell(
-            self._physics, self._buffers(state, streams), rows.contiguous().numpy(), dwells, self._room_for(samples)
-        )
+        n = rows.shape[0]
+        counts, told = np.empty((n, samples), np.float32), np.empty((5, n), np.float32)
+        limits, windows = (math.nan, math.nan), (1, 1)
+        if rule is not None:
+            rise, fall = (math.nan if part is None else part for part in (rule.rise, rule.fall))
+            limits, windows = (rise, fall), (rule.baseline_samples, rule.window_samples)
+        dwells = machine.Dwells(_plain(dwell.time_s), *limits, rule is not None, *windows, counts, told)
+        machine.dwell(self._physics, self._buffers(state, streams), _plain(rows), dwells, self._room_for(samples))
+        seconds, electrons, dose, sample_s, per_sample = torch.from_numpy(told).unbind()
         data = {"place": state.place.index_select(0, rows)}
         if dwell.trace:
             data["trace"] = torch.from_numpy(counts)
-        sample_s = dwell.time_s / samples
-        per_sample = sample_s * (self._config.current_pa * ELECTRONS_PER_PC)
         calibration = {"sample_s": sample_s, "electrons_per_sample": per_sample, **self._detector(n)}
-        spent, electrons, dose = (torch.from_numpy(part) for part in (seconds, sent, areal))
-        return Reading("Dwell", rows, spent, electrons, dose, data, calibration)
+        return Reading("Dwell", rows, seconds, electrons, dose, data, calibration)
 
     def scan(self, state: SheetRows, streams: Streams, scan: Scan) -> Reading:
         """The reading of a frame that is looked at by the finder."""
-        config, rows, pixels = self._config, scan.rows, scan.shape[0] * scan.shape[1]
-        n, slots = len(rows), state.sheet.dopant.shape[1]
-        seconds = frame_time_s(scan.shape, scan.dwell_s, config.detector.flyback_s) + config.overheads.scan_s
-        beam_s = scan.dwell_s * pixels
-        places, bonds = np.empty((n, slots, 2), np.float32), np.empty((n, slots, 3, 2), np.float32)
-        shift, (sent, areal) = np.empty((n, 2), np.float32), np.empty((2, n), np.float32)
-        fov_ang, region, lit_s, taken_s = (_plain(part) for part in (scan.fov_ang, scan.region, beam_s, seconds))
-        frames = machine.Frames(fov_ang, region, lit_s, taken_s, places, bonds, shift, sent, areal)
-        machine.frame(
-            self._physics, self._buffers(state, streams), rows.contiguous().numpy(), frames, self._room_for(1)
-        )
-        told = {ATOMS: places, "bonds_ang": bonds, "shift_ang": shift}
-        electrons = torch.from_numpy(sent)
+        config, rows = self._config, scan.rows
+        n = rows.shape[0]
+        places, bonds = np.empty((n, self._slots, 2), np.float32), np.empty((n, self._slots, 3, 2), np.float32)
+        shift, told = np.empty((n, 2), np.float32), np.empty((4, n), np.float32)
+        fov_ang, region, dwell_s = _plain(scan.fov_ang), _plain(scan.region), _plain(scan.dwell_s)
+        costs = config.detector.flyback_s, config.overheads.scan_s
+        frames = machine.Frames(fov_ang, region, dwell_s, *scan.shape, *costs, places, bonds, shift, told)
+        machine.frame(self._physics, self._buffers(state, streams), _plain(rows), frames, self._room_for(1))
+        seconds, electrons, dose, per_pixel = torch.from_numpy(told).unbind()
+        found = {ATOMS: places, "bonds_ang": bonds, "shift_ang": shift}
         calibration = {
             "fov_ang": scan.fov_ang,
             "region": scan.region,
             "pixel_dwell_s": scan.dwell_s,
-            "electrons_per_pixel": electrons / pixels,
+            "electrons_per_pixel": per_pixel,
             **self._detector(n),
         }
-        data = {name: torch.from_numpy(part) for name, part in told.items()}
-        return Reading("Scan", rows, seconds, electrons, torch.from_numpy(areal), data, calibration)
+        data = {name: torch.from_numpy(part) for name, part in found.items()}
+        return Reading("Scan", rows, seconds, electrons, dose, data, calibration)
 
     def _room_for(self, samples: int) -> machine.Room:
         if len(self._room.counts) < samples:
@@ -99,11 +90,12 @@ class CompiledSheet:
         return self._room
 
     def _detector(self, n: int) -> dict[str, Tensor]:
-        detector = self._config.detector
-        return {
-            "counts_per_electron": torch.full((n,), detector.gain),
-            "counts_offset": torch.full((n,), detector.offset),
-        }
+        """The detector's part of a calibration; what was asked for last is kept."""
+        if self._calibration is None or self._calibration["counts_offset"].shape[0] != n:
+            gain, offset = self._config.detector.gain, self._config.detector.offset
+            told = {"counts_per_electron": gain, "counts_offset": offset}
+            self._calibration = {name: torch.full((n,), value) for name, value in told.items()}
+        return self._calibration
 
     def _buffers(self, state: SheetRows, streams: Streams) -> Any:
         """The buffers as numpy sees them; looked up anew when a restore has brought others."""
@@ -130,7 +122,8 @@ class CompiledSheet:
 
 def _plain(values: Tensor) -> np.ndarray:
     """As numpy sees them, in the one form that the machine code is made for."""
-    plain: np.ndarray = values.float().contiguous().numpy()
+    one_kind = values.float() if values.is_floating_point() else values
+    plain: np.ndarray = one_kind.contiguous().numpy()
     return plain
 
 

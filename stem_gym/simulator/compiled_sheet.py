@@ -118,7 +118,7 @@ class Physics(NamedTuple):
 
 
 class Dwells(NamedTuple):
-    """What dwells of n rows are to be, and room for what they give."""
+    """What dwells of n rows are to be, and space for what they give."""
 
     time_s: ndarray  # (n,)
     rise: float  # NaN: no such rule
@@ -127,23 +127,23 @@ class Dwells(NamedTuple):
     baseline_samples: int
     window_samples: int
     counts: ndarray  # (n, J)
-    seconds: ndarray  # (n,)
-    sent: ndarray  # (n,) electrons
-    areal: ndarray  # (n,)
+    told: ndarray  # (5, n) seconds, electrons, those per Å², time and electrons of a sample
 
 
 class Frames(NamedTuple):
-    """What frames of n rows are to be, and room for what they give."""
+    """What frames of n rows are to be, and space for what they give."""
 
     fov_ang: ndarray  # (n,)
     region: ndarray  # (n, 4)
-    beam_s: ndarray  # (n,)
-    seconds: ndarray  # (n,)
+    dwell_s: ndarray  # (n,)
+    height: int
+    width: int
+    flyback_s: float
+    overhead_s: float
     places: ndarray  # (n, D, 2)
     bonds_ang: ndarray  # (n, D, 3, 2)
     shift_ang: ndarray  # (n, 2)
-    sent: ndarray  # (n,)
-    areal: ndarray  # (n,)
+    told: ndarray  # (4, n) seconds, electrons, those per Å² and a pixel
 
 
 class Room(NamedTuple):
@@ -798,7 +798,8 @@ def dwell(physics: Physics, rows: Rows, which: ndarray, dwells: Dwells, room: Ro
         sent = physics.current_pa * seconds * ELECTRONS_PER_PC
         for sample in range(samples):
             dwells.counts[n, sample] = counts[sample]
-        dwells.seconds[n], dwells.sent[n], dwells.areal[n] = seconds, sent, sent * rows.density[row, 0]
+        dwells.told[0, n], dwells.told[1, n], dwells.told[2, n] = seconds, sent, sent * rows.density[row, 0]
+        dwells.told[3, n], dwells.told[4, n] = sample_s, physics.current_pa * sample_s * ELECTRONS_PER_PC
         _spend(rows, row, seconds, sent, room.drift)
 
 
@@ -810,7 +811,8 @@ def frame(physics: Physics, rows: Rows, which: ndarray, frames: Frames, room: Ro
     """Scan frames of the rows `which` (n,): what the beam does meanwhile, and what an atom finder makes of them."""
     knots, centre, size, moment, event = room.knots, room.centre, room.size, room.moment, room.event
     for n in range(len(which)):
-        row, seconds, beam_s = which[n], frames.seconds[n], frames.beam_s[n]
+        row, beam_s = which[n], frames.dwell_s[n] * frames.height * frames.width
+        seconds = beam_s + frames.height * frames.flyback_s + frames.overhead_s
         _drift(physics, rows, row, seconds / 4.0, 4, room)
         for axis in range(2):
             size[axis] = frames.region[n, 2 + axis] * frames.fov_ang[n]
@@ -830,7 +832,8 @@ def frame(physics: Physics, rows: Rows, which: ndarray, frames: Frames, room: Ro
         rows.fov_ang[row] = frames.fov_ang[n]
         for axis in range(2):
             rows.seen_ang[row, axis] = room.drift[0, axis] - room.drift[2, axis]
-        frames.sent[n], frames.areal[n] = sent, dose
+        frames.told[0, n], frames.told[1, n], frames.told[2, n] = seconds, sent, dose
+        frames.told[3, n] = sent / (frames.height * frames.width)
         _spend(rows, row, seconds, sent, room.drift)
 
 

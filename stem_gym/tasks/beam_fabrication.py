@@ -5,6 +5,7 @@ This file is longer than 400 lines because a task is one file: its settings, its
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ _SCALE_ANG = 10.0  # lengths are told in this unit
 _FAR_ANG = 1e6
 _RECENTRE_ANG = 3.0  # from an edge of the frame: the beam beside an atom is still inside it
 _WORTH_ANG = 1.0  # a frame is recentred where that brings the atoms so much farther from its edge
+_TERMS = ("reward_progress", "reward_success", "reward_time", "reward_damage")
 _BEAM_SHIFT = ("beam_shift_x_ang", "beam_shift_y_ang")
 
 # Named patterns: sites (n, m, sublattice) of a honeycomb with lattice vectors between second neighbours.
@@ -318,9 +320,10 @@ class BeamFabrication(Task[State]):
             counts = (state.left_true_ang > 0.0) & ~gone
             nearer = (state.left_true_ang - left_true).masked_fill(~counts, 0.0)
         damage = (lost - state.lost_atoms) + gone.float()
-        terms_true = self._terms(nearer, reached, minutes, damage)
-        terms_seen = self._terms(nearer_seen, reached_seen, minutes, torch.zeros_like(minutes))
-        rewards = [torch.stack(tuple(terms.values())).sum(0) for terms in (terms_true, terms_seen)]
+        success, success_seen = reached.float(), reached_seen.float()
+        told = (nearer, success, minutes, damage), (nearer_seen, success_seen, minutes, torch.zeros_like(minutes))
+        terms = torch.stack([part for parts in told for part in parts]).view(2, 4, -1) * self._weights(minutes.device)
+        rewards = terms.sum(1)
         state = changed(
             state,
             left_seen_ang=left_seen,
@@ -332,9 +335,9 @@ class BeamFabrication(Task[State]):
         )
         broken = lost > config.vacancies_max
         metrics = {
-            **(terms_true if by_truth else terms_seen),
-            "success": reached.float(),
-            "success_perceived": reached_seen.float(),
+            **dict(zip(_TERMS, terms[0 if by_truth else 1], strict=True)),
+            "success": success,
+            "success_perceived": success_seen,
             "distance_ang": left_true if truth else left_seen,
             "distance_perceived_ang": left_seen,
             "goal_s": state.goal_s,
@@ -506,16 +509,19 @@ class BeamFabrication(Task[State]):
 
     def _tell_trace(self, reading: Reading) -> Tensor:
         """The last dwell in four numbers (n, 4)."""
-        trace = reading.data["trace"]
-        count = trace.isfinite().sum(1)
+        trace = reading.data["trace"].float()
+        samples = trace.shape[1]
         first = trace[:, 0].clamp(min=1.0)
-        order = torch.arange(trace.shape[1], device=trace.device)
-        late = (order >= (count - (count // 4).clamp(min=1)).unsqueeze(1)) & trace.isfinite()
-        filled = trace.nan_to_num()
-        last = (filled * late).sum(1) / late.sum(1).clamp(min=1)
-        used = count / trace.shape[1]
         time = reading.seconds / self.config.dwell_max_s
-        return torch.stack((last / first - 1.0, filled.amax(1) / first - 1.0, used, time), dim=1)
+        if not bool(trace[:, -1].isnan().any()):  # all of it is there
+            last, used = trace[:, samples - max(samples // 4, 1) :].mean(1), torch.ones_like(time)
+        else:
+            count = trace.isfinite().sum(1)
+            order = torch.arange(samples, device=trace.device)
+            late = (order >= (count - (count // 4).clamp(min=1)).unsqueeze(1)) & trace.isfinite()
+            trace = trace.nan_to_num()
+            last, used = (trace * late).sum(1) / late.sum(1).clamp(min=1), count / samples
+        return torch.stack((last / first - 1.0, trace.amax(1) / first - 1.0, used, time), dim=1)
 
     def _observation(self, state: State) -> Observation:
         followed, goal = self._follow(state)
@@ -555,15 +561,18 @@ class BeamFabrication(Task[State]):
         away = vector_norm(nearest_image(delta, truth["cell_ang"].view(-1, 1, 1, 2)), dim=-1)
         return away.masked_fill(~truth["dopant_there"].unsqueeze(1), _FAR_ANG).amin(2)
 
-    def _terms(self, nearer_ang: Tensor, reached: Tensor, minutes: Tensor, damage: Tensor) -> dict[str, Tensor]:
-        """The four terms of the reward of a step."""
+    def _weights(self, device: torch.device) -> Tensor:
+        """What the terms of the reward weigh, (4, 1)."""
         config = self.config
-        return {
-            "reward_progress": config.progress_weight * nearer_ang / BOND_ANG,
-            "reward_success": config.success_weight * reached,
-            "reward_time": -config.time_weight * minutes,
-            "reward_damage": -config.damage_weight * damage,
-        }
+        nearer = config.progress_weight / BOND_ANG
+        return _column((nearer, config.success_weight, -config.time_weight, -config.damage_weight), device)
+
+
+@functools.cache
+@torch.inference_mode(False)
+def _column(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers (N, 1). Not to be written to."""
+    return torch.tensor(values, device=device).unsqueeze(1)
 
 
 def _track(state: State, seen_ang: Tensor, bonds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -572,11 +581,15 @@ def _track(state: State, seen_ang: Tensor, bonds: Tensor) -> tuple[Tensor, Tenso
     Pairs in the order of distance. An atom that no place within two and a half bonds is left for stays where it was;
     if the next frame does not show it there either, it takes any place that is left.
     """
-    atom_ang, bond_ang, missing = state.atom_ang, state.bond_ang, torch.ones_like(state.astray)
+    atom_ang, bond_ang = state.atom_ang, state.bond_ang
     reach_ang = torch.where(state.astray, 0.5 * _FAR_ANG, 2.5 * BOND_ANG)
+    if atom_ang.shape[1] == seen_ang.shape[1] == 1:  # no choice
+        near = vector_norm(atom_ang - seen_ang, dim=-1) < reach_ang  # false where nothing is seen
+        turned = torch.where(near.view(-1, 1, 1, 1), bonds, bond_ang)
+        return torch.where(near.unsqueeze(2), seen_ang, atom_ang), turned, ~near
     distance = vector_norm(atom_ang.unsqueeze(2) - seen_ang.unsqueeze(1), dim=-1).nan_to_num(nan=_FAR_ANG)
     row = every_row(len(atom_ang), atom_ang.device)
-    atom_ang, bond_ang = atom_ang.clone(), bond_ang.clone()
+    atom_ang, bond_ang, missing = atom_ang.clone(), bond_ang.clone(), torch.ones_like(state.astray)
     for _ in range(atom_ang.shape[1]):
         best = distance.flatten(1).argmin(1)
         atom, place = best // distance.shape[2], best % distance.shape[2]
@@ -614,6 +627,8 @@ def _drawn(reading: Reading, full_scale: float) -> Tensor:
 
 def _of(values: Tensor, index: Tensor) -> Tensor:
     """values (n, D, …) at index (n,): (n, …)."""
+    if values.shape[1] == 1:
+        return values.squeeze(1)
     return values[every_row(len(index), index.device), index]
 
 
