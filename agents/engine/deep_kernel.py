@@ -181,6 +181,7 @@ class Conditioned:
     extra: Tensor  # (n, N) noise variance beyond the common one
     scale: Tensor  # (n,) factor that calibrates deviations
     away: Tensor  # (n, N) of a measurement from what is predicted without it, in so calibrated deviations with noise
+    without: Tensor  # (n, N) what the members' mean predicts without it
 
 
 @torch.no_grad()
@@ -208,7 +209,7 @@ def condition(plan: KernelPlan, learned: Learned, cells: Cells, points: Points, 
     latent = (variance - noise).clamp(min=0.0)
     error = of_the_mean(residual, apart, points.valid & (extra <= 0.0))
     away = error / (scale[:, None].square() * latent + apart + noise).sqrt()
-    return Conditioned(lower, weight, seen, valid, extra, scale, away)
+    return Conditioned(lower, weight, seen, valid, extra, scale, away, points.value - error)
 
 
 @torch.no_grad()
@@ -245,7 +246,7 @@ def predict(plan: KernelPlan, learned: Learned, cells: Cells, points: Points) ->
     total = known.scale.float()[:, None].square() * variance.mean(dim=1) + apart
     noise = Kernels(plan, theta).noise.view(shape[:2]).mean(dim=1).sqrt()
     first = None if embedding is None else embedding.view(*shape, plan.embedding)[:, 0]
-    here = calibration_by_value(known.away.float(), points.valid, middle.gather(1, points.index), middle)
+    here = calibration_by_value(known.away.float(), points.valid, known.without.float(), middle)
     spread = here * (total + noise[:, None].square()).sqrt()
     return Predicted(middle, total.sqrt(), noise, spread, first)
 

@@ -15,6 +15,11 @@ _NORMAL_50, _NORMAL_90 = 0.6744898, 1.6448536
 _PRIOR_POINTS = 4.0  # so many measurements' worth of belief in the model's own deviations
 _NARROWEST, _NARROWEST_HERE, _WIDEST = 0.5, 0.1, 4.0  # factors of a whole field, and of like places
 _NEAR = 0.5  # of the deviation of all predicted values
+# Points' worth outside of a sample: its own quantile; that of what it was drawn from, which is farther out, as the
+# median of samples has it (types 7 and 8 of Hyndman and Fan, Am. Stat. 50, 361, 1996).
+_OF_A_SAMPLE, _OF_ITS_SOURCE = -0.5, 1.0 / 6.0
+_LOG_VARIANCE = 0.7818  # of the logarithm of that quantile of normal |z|, of one point: 0.9 · 0.1 / (density · 1.64)²
+_NOTHING = 1e-30
 _CHUNK = 512  # places at once
 _LEAST_LEFT = 0.25  # of a mean square, however much the members disagree
 
@@ -55,39 +60,60 @@ def extra_noise(residual: Tensor, variance: Tensor, valid: Tensor) -> Tensor:
     return torch.where(valid, (variance * beyond).clamp(min=0.0), 0.0)
 
 
-def calibration(z: Tensor, weight: Tensor, narrowest: float = _NARROWEST) -> Tensor:
+def calibration(z: Tensor, weight: Tensor) -> Tensor:
     """Factors (n, K) by which deviations are multiplied so that 90 % of |z| (n, N) are within 1.64 of them.
 
     `weight` (n, K, N) is how much each measurement counts for each factor, from 0, as in padding, to 1. Where few
-    count, they count less than the model's own deviations.
+    count, they count less than the model's own deviations. Searches decide by it: it is that of the sample as it is.
+    """
+    told, count = _log_factor(z, weight, _NARROWEST, _OF_A_SAMPLE)
+    return (told * (count / (count + _PRIOR_POINTS))).exp()
+
+
+def calibration_by_value(z: Tensor, valid: Tensor, at: Tensor, value: Tensor, fair_sample: bool = True) -> Tensor:
+    """Factors (n, C) for places where `value` (n, C) is predicted, from |z| (n, N) where `at` (n, N) was.
+
+    Noise follows the signal, and where much is expected more was measured than elsewhere; so a measurement counts the
+    more, the nearer its value is (localised conformal prediction: Guan, Biometrika 110, 33, 2023). `at` is what was
+    predicted without the measurement, as `value` is: a measurement draws the prediction to itself.
+
+    What like places tell stands against what the whole field tells, and how much of it is believed follows from the
+    field: the more the factors of places differ beyond chance, the less a place is taken for any other (empirical
+    Bayes; Efron and Morris, J. Am. Stat. Assoc. 70, 311, 1975). Where measurements are no fair sample of what they
+    would tell elsewhere, it stands against the model's own deviations.
+    """
+    whole, count = _log_factor(z, valid[:, None].to(z.dtype), _NARROWEST_HERE, _OF_ITS_SOURCE)
+    whole = whole * (count / (count + _PRIOR_POINTS)) * fair_sample
+    width = (_NEAR * value.std(dim=1, keepdim=True)).clamp(min=1e-6)[..., None]
+    parts = []
+    for some in value.split(_CHUNK, dim=1):
+        away = (some[..., None] - at[:, None]) / width
+        weight = away.square_().mul_(-0.5).exp_().add_(1e-6) * valid[:, None]
+        parts.append(_log_factor(z, weight, _NARROWEST_HERE, _OF_ITS_SOURCE))
+    like, counts = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+    apart, chance = like - whole, _LOG_VARIANCE / counts
+    differ = (apart.square() - chance).mean(dim=1, keepdim=True).clamp(min=0.0)
+    return (whole + apart * (differ / (differ + chance))).exp()
+
+
+def _log_factor(z: Tensor, weight: Tensor, narrowest: float, beyond: float) -> tuple[Tensor, Tensor]:
+    """Logarithm of the weighted 90 % quantile of |z| over that of a normal deviate, and of how many it is; (n, K) each.
+
+    So many count as would tell a mean as surely with even weights (Kish, Survey Sampling, 1965). `beyond` is how many
+    points' worth of what |z| comes from is taken to lie outside of the sample, at either end, besides half a point.
     """
     used = (weight > 0).any(dim=1)
     order = torch.where(used, z.abs(), math.inf).argsort(dim=1)
     size = torch.where(used, z.abs(), 0.0).gather(1, order).to(weight.dtype)
     weight = weight.gather(2, order[:, None].expand_as(weight))
+    total = weight.sum(dim=2, keepdim=True)
+    point = weight.square().sum(dim=2, keepdim=True) / total.clamp(min=_NOTHING)  # the weight of one that counts
     middle = weight.cumsum(dim=2).sub_(weight, alpha=0.5)  # of each measurement's share
+    wanted = 0.9 * (total + 2.0 * beyond * point) - beyond * point
     last = (used.sum(dim=1) - 1).clamp(min=0)[:, None, None].expand(-1, weight.shape[1], 1)
-    wanted = torch.lerp(middle[..., :1], middle.gather(2, last), 0.9)
     low = (middle <= wanted).sum(dim=2, keepdim=True).sub_(1).clamp_(min=0).minimum(last)
     high = (low + 1).minimum(last)
     before, after = middle.gather(2, low), middle.gather(2, high)
     share = ((wanted - before) / (after - before).clamp(min=1e-12)).clamp(0.0, 1.0)[..., 0]
     quantile = torch.lerp(size.gather(1, low[..., 0]), size.gather(1, high[..., 0]), share)
-    scale = (quantile / _NORMAL_90).clamp(narrowest, _WIDEST)
-    count = weight.sum(dim=2)
-    return (scale.log() * (count / (count + _PRIOR_POINTS))).exp()
-
-
-def calibration_by_value(z: Tensor, valid: Tensor, at: Tensor, value: Tensor) -> Tensor:
-    """Factors (n, C) for places where `value` (n, C) is predicted, from |z| (n, N) where `at` (n, N) was.
-
-    Noise follows the signal, and where much is expected more was measured than elsewhere; so a measurement counts the
-    more, the nearer its value is (localised conformal prediction: Guan, Biometrika 110, 33, 2023).
-    """
-    width = (_NEAR * value.std(dim=1, keepdim=True)).clamp(min=1e-6)[..., None]
-    factors = []
-    for some in value.split(_CHUNK, dim=1):
-        away = (some[..., None] - at[:, None]) / width
-        weight = away.square_().mul_(-0.5).exp_().add_(1e-6) * valid[:, None]
-        factors.append(calibration(z, weight, _NARROWEST_HERE))
-    return torch.cat(factors, dim=1)
+    return (quantile / _NORMAL_90).clamp(narrowest, _WIDEST).log(), (total / point.clamp(min=_NOTHING))[..., 0]

@@ -45,5 +45,5 @@ class Surprises:
         there = away.isfinite()
         order = (~there).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(1, int(there.sum(dim=1).max()))]
         away, at, there = (part.gather(1, order) for part in (away.nan_to_num(), at, there))
-        wider = calibration_by_value(away, there, at, belief.mean).clamp(min=1.0)
+        wider = calibration_by_value(away, there, at, belief.mean, fair_sample=False).clamp(min=1.0)
         return replace(belief, spread=wider * plain)

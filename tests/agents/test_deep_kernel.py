@@ -209,6 +209,70 @@ def test_a_calibration_by_value_follows_noise_that_follows_the_signal():
     np.testing.assert_allclose(factors, [[0.2, 2.0, 0.2, 2.0]], rtol=0.15)
 
 
+def test_a_place_is_likened_to_what_was_predicted_of_others_without_their_own_measurement(monkeypatch):
+    """Each measurement's prediction is that of a process that was never told of it."""
+    plan = replace(PLAN, members=1)
+    field, points, learned = problem(rows=1, plan=plan)
+    given = []
+
+    def watched(z, valid, at, value):
+        given.append(at)
+        return calibration_by_value(z, valid, at, value)
+
+    monkeypatch.setattr(deep_kernel, "calibration_by_value", watched)
+    predict(plan, learned, field, points)
+    for i in range(points.index.shape[1]):
+        rest = [j for j in range(points.index.shape[1]) if j != i]
+        untold = predict(plan, learned, field, Points(*(x[:, rest] for x in vars(points).values())))
+        assert given[0][0, i].item() == pytest.approx(untold.mean[0, points.index[0, i]].item(), abs=1e-4)
+
+
+def test_measurements_count_by_how_evenly_they_weigh():
+    """A tenth of the weight for all is the same evidence; four that count are few, though others count a thousandth."""
+    z = torch.from_numpy(np.random.default_rng(9).standard_normal((1, 400))) * 2.0
+    alike = torch.ones(1, 1, 400, dtype=torch.float64)
+    assert calibration(z, 0.1 * alike).item() == pytest.approx(calibration(z, alike).item(), rel=1e-9)
+    few = torch.where(torch.arange(400) < 4, alike, 1e-3 * alike)
+    count = (4 + 396e-3) ** 2 / (4 + 396e-6)
+    z[0, :4] = 3.0
+    assert calibration(z, few).item() == pytest.approx((3.0 / 1.6448536) ** (count / (count + 4)), rel=1e-6)
+
+
+def test_ten_measurements_tell_the_deviation_of_what_they_were_drawn_from():
+    """In the median of samples the factor is right; their own quantile is an eighth too small."""
+    z = torch.from_numpy(np.random.default_rng(10).standard_normal((20000, 10)))
+    flat = torch.zeros(20000, 10, dtype=torch.float64)
+    factors = calibration_by_value(z, torch.ones_like(flat, dtype=torch.bool), flat, flat[:, :2])
+    assert factors.median().item() == pytest.approx(1.0, abs=0.03)
+
+
+def test_how_much_a_place_is_taken_for_others_follows_from_the_field():
+    """Where dark places are ten times quieter, eight of them suffice; where all are alike, all tell of each."""
+    rng = np.random.default_rng(11)
+    at = torch.from_numpy(np.tile(np.arange(40) >= 8, (200, 1))).double()
+    normal, valid = torch.from_numpy(rng.standard_normal(at.shape)), torch.ones_like(at, dtype=torch.bool)
+    places = torch.from_numpy(np.tile(np.arange(40) % 2, (200, 1))).double()
+
+    def dark(z):
+        return calibration_by_value(z, valid, at, places)[:, 0].log()
+
+    assert dark(normal * torch.where(at > 0.5, 2.0, 0.2)).median().exp().item() == pytest.approx(0.2, rel=0.15)
+    eight = normal[:, :8].abs().quantile(0.9, dim=1).log()
+    assert dark(normal).std() < 0.55 * eight.std()
+
+
+def test_a_sample_that_is_not_fair_leaves_a_place_of_which_little_is_known_to_the_model():
+    """Twelve dark measurements are four times as far off as was thought, and three bright ones are not."""
+    at = torch.from_numpy(np.tile(np.arange(15) >= 12, (400, 1))).double()
+    z = torch.from_numpy(np.random.default_rng(12).standard_normal(at.shape)) * torch.where(at > 0.5, 1.0, 4.0)
+    places = torch.from_numpy(np.tile(np.arange(40) % 2, (400, 1))).double()
+    fair, other = (
+        calibration_by_value(z, torch.ones_like(at, dtype=torch.bool), at, places, fair_sample=told)[:, 1].median()
+        for told in (True, False)
+    )
+    assert fair > 1.25 and 0.9 < other < 1.1
+
+
 def test_only_what_is_far_off_gets_more_noise():
     residual = torch.tensor([[0.5, -1.0, 0.8, 20.0, 0.3, -0.6]])
     variance, valid = torch.ones_like(residual), torch.ones(1, 6, dtype=torch.bool)

@@ -43,6 +43,12 @@ def test_deviations_grow_where_the_surprises_are():
     assert dark == pytest.approx(1.0, abs=0.2) and bright == pytest.approx(3.0, rel=0.2)
 
 
+def test_a_few_surprises_in_dark_cells_are_none_in_bright_ones():
+    """Three in dark cells: what is expected of bright ones stays the model's own."""
+    dark, bright, _ = played((4.0, 1.0), steps=8)
+    assert dark > 1.15 and bright == pytest.approx(1.0, abs=0.1)
+
+
 def test_a_model_that_was_too_cautious_is_left_alone():
     dark, bright, _ = played((0.2, 0.2))
     assert dark == pytest.approx(1.0) and bright == pytest.approx(1.0)
