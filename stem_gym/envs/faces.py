@@ -231,13 +231,12 @@ class StemVectorEnv(_Face, gymnasium.vector.VectorEnv[Any, Any, Any]):
             return self._step_and_reset(action, rows_where(self.batch.ended))
         step = self.batch.step(action)
         observation, metrics = step.observation, step.metrics
-        info = _info(metrics, None, self._out)
+        final: dict[str, Any] = {}
         if self.autoreset_mode is AutoresetMode.SAME_STEP and bool(step.terminated.any()):
-            info["final_obs"], info["final_info"] = self._out(observation), _info(metrics, step.terminated, self._out)
-            info["_final_obs"] = info["_final_info"] = step.terminated.cpu().numpy()
+            final["final_obs"], final["final_info"] = self._out(observation), _info(metrics, step.terminated, self._out)
+            final["_final_obs"] = final["_final_info"] = step.terminated.cpu().numpy()
             observation, metrics = self.batch.reset(rows_where(step.terminated))
-            info.update(_info(metrics, None, self._out))
-        return self._answer(observation, step.reward, step.terminated, info)
+        return self._answer(observation, step.reward, step.terminated, _info(metrics, None, self._out) | final)
 
     def _step_and_reset(self, action: Tensor, again: Tensor) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """A step in which the rows that had ended are reset instead, as Gymnasium's NEXT_STEP asks."""

@@ -372,11 +372,17 @@ def draw_lattice(
     mirror = torch.where(uniform[:, 3:] < 0.5, -1.0, 1.0)
     x = xy[..., 0] * mirror + uniform[:, 1:2] * cell[:, :1]
     y = xy[..., 1] + uniform[:, 2:3] * cell[:, 1:]
-    xy = torch.remainder(torch.stack((x, y), dim=-1), cell[:, None, :])
+    xy = torch.stack((_wrapped(x, cell[:, :1]), _wrapped(y, cell[:, 1:])), dim=-1)
     none = cell.new_zeros((len(cell), 0))
     blank = torch.zeros_like(x)
     sheet = Specimen(cell, xy, number, number > 0, blank, cell.new_zeros((len(cell), 0, 2)), none, none)
     return sheet, neighbours
+
+
+def _wrapped(values: Tensor, period: Tensor) -> Tensor:
+    """Values between −1 and 2 periods, brought to between 0 and 1: `torch.remainder`, which is ten times slower."""
+    values = torch.where(values < 0.0, values + period, values)
+    return torch.where(values >= period, values - period, values)
 
 
 def add_contamination(specimen: Specimen, contamination: Contamination, streams: RandomRows, rows: Tensor) -> Specimen:

@@ -489,15 +489,16 @@ class BeamFabrication(Task[State]):
     def _goals(self, atom_ang: Tensor, bond_ang: Tensor, chance: Tensor) -> Tensor:
         """Goals (n, D, 2) on the lattice of the first atom."""
         config, first, bonds = self.config, atom_ang[:, 0], bond_ang[:, 0]
-        cells, bond = _cells(first, bonds, self._cells_aside)
         room = 0.5 * config.fov_ang
         if self._pattern is None:
-            sites = torch.cat((cells, cells + bond), dim=1)
-            away = (sites - first.unsqueeze(1)).norm(dim=-1)
-            allowed = (sites.abs() < room).all(-1) & (away <= config.goal_ang) & (away > 0.5 * BOND_ANG)
+            x, y = (_sites(first, bonds, self._cells_aside, axis) for axis in (0, 1))
+            square = (x - first[:, :1]).square() + (y - first[:, 1:]).square()
+            allowed = (torch.maximum(x.abs(), y.abs()) < room) & (square <= config.goal_ang**2)
+            allowed &= square > (0.5 * BOND_ANG) ** 2
             reached = torch.cumsum(allowed.float(), dim=1)
-            pick = (reached <= chance * reached[:, -1:]).sum(1).clamp(max=sites.shape[1] - 1)
-            return _of(sites, pick).unsqueeze(1)
+            pick = (reached <= chance * reached[:, -1:]).sum(1, keepdim=True).clamp(max=x.shape[1] - 1)
+            return torch.stack((x.gather(1, pick), y.gather(1, pick)), dim=-1)
+        cells, bond = _cells(first, bonds, self._cells_aside)
         pattern = torch.tensor(self._pattern, device=first.device, dtype=first.dtype)
         along, across = _vectors(bonds)
         offset = pattern[:, :1] * along + pattern[:, 1:2] * across + pattern[:, 2:] * bond  # (n, D, 2)
@@ -610,9 +611,26 @@ def _vectors(bond_ang: Tensor) -> tuple[Tensor, Tensor]:
 def _cells(atom_ang: Tensor, bond_ang: Tensor, aside: int) -> tuple[Tensor, Tensor]:
     """Sites (n, C, 2) of an atom's own sublattice, and the bond (n, 1, 2) that leads from each to one of the other."""
     along, across = _vectors(bond_ang)
-    order = torch.arange(-aside, aside + 1, device=atom_ang.device, dtype=atom_ang.dtype)
-    n, m = (grid.flatten()[:, None] for grid in torch.meshgrid(order, order, indexing="ij"))
+    n, m = _cell_numbers(aside, atom_ang.device)
     return atom_ang.unsqueeze(1) + n * along + m * across, bond_ang[:, :1]
+
+
+def _sites(atom_ang: Tensor, bond_ang: Tensor, aside: int, axis: int) -> Tensor:
+    """One coordinate (n, 2 C) of the sites of an atom's own sublattice, then of the other."""
+    along, across = (vector[..., axis] for vector in _vectors(bond_ang))  # (n, 1)
+    n, m = (numbers.squeeze(1) for numbers in _cell_numbers(aside, atom_ang.device))
+    own = atom_ang[:, axis, None] + n * along + m * across
+    return torch.cat((own, own + bond_ang[:, :1, axis]), dim=1)
+
+
+@functools.cache
+@torch.inference_mode(False)
+def _cell_numbers(aside: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The cells (C, 1) within `aside` rows of cells of the first; the vectors make 120°. Not to be written to."""
+    order = torch.arange(-aside, aside + 1, device=device, dtype=torch.float32)
+    n, m = (grid.flatten()[:, None] for grid in torch.meshgrid(order, order, indexing="ij"))
+    near = (n * n + m * m - n * m <= 0.75 * aside**2).flatten()  # rows are √3/2 of the vectors apart
+    return n[near], m[near]
 
 
 def _drawn(reading: Reading, full_scale: float) -> Tensor:
