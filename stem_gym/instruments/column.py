@@ -63,10 +63,13 @@ class Column(Simulation[Rows]):
     ) -> Reading:
         moving = rows_where(seconds > 0.0)  # no time, no draw: whoever waits beside it
         if len(moving):
-            rows, passed = take(instruction.rows, moving), take(seconds, moving)
-            _, drift = self._advance(rows, passed.unsqueeze(1))
-            self._spend(rows, passed, torch.zeros_like(passed), drift)
+            self._drift(take(instruction.rows, moving), take(seconds, moving))
         return no_dose(instruction, seconds, data)
+
+    def _drift(self, rows: Tensor, seconds: Tensor) -> None:
+        """Let `rows` (n,) drift for some seconds (n,) without a beam."""
+        _, drift = self._advance(rows, seconds.unsqueeze(1))
+        self._spend(rows, seconds, torch.zeros_like(seconds), drift)
 
     def _spend(self, rows: Tensor, seconds: Tensor, electrons: Tensor, drift: DriftState) -> None:
         state = self._now

@@ -336,6 +336,12 @@ class SheetMicroscope(Column[SheetRows]):
         value = value[read.rows].float()
         return no_dose(read, torch.zeros(len(read.rows), device=self.device), {"value": value})
 
+    def _drift(self, rows: Tensor, seconds: Tensor) -> None:
+        if self._compiled is None:
+            super()._drift(rows, seconds)
+        else:
+            self._compiled.pass_time(self._now, self._streams, rows, seconds)
+
     def _spend(self, rows: Tensor, seconds: Tensor, electrons: Tensor, drift: DriftState) -> None:
         super()._spend(rows, seconds, electrons, drift)
         self._haze.after_time(self._now, rows, seconds)

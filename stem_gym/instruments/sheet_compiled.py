@@ -84,6 +84,11 @@ class CompiledSheet:
         data = {name: torch.from_numpy(part) for name, part in found.items()}
         return Reading("Scan", rows, seconds, electrons, dose, data, calibration)
 
+    def pass_time(self, state: SheetRows, streams: Streams, rows: Tensor, seconds: Tensor) -> None:
+        """Let `rows` (n,) drift for some seconds (n,) without a beam."""
+        buffers = self._buffers(state, streams)
+        machine.pass_time(self._physics, buffers, _plain(rows), _plain(seconds), self._room_for(1))
+
     def _room_for(self, samples: int) -> machine.Room:
         if len(self._room.counts) < samples:
             self._room = machine.room(self._slots, samples)

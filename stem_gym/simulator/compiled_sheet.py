@@ -32,6 +32,7 @@ __all__ = [
     "Rows",
     "dwell",
     "frame",
+    "pass_time",
     "room",
 ]
 
@@ -218,8 +219,22 @@ def _normals(uniform: ndarray, count: int, third: bool, out: ndarray) -> None:
     half = count // 2
     for n in range(half):
         if third or n // 2 % 3 < 2:
-            radius, angle = math.sqrt(-2.0 * math.log(uniform[n])), 2.0 * math.pi * uniform[half + n]
-            out[n], out[half + n] = radius * math.cos(angle), radius * math.sin(angle)
+            radius = math.sqrt(-2.0 * math.log(uniform[n]))
+            cosine, sine = _turn(uniform[half + n])
+            out[n], out[half + n] = radius * cosine, radius * sine
+
+
+@inlined
+def _turn(share: float) -> Any:
+    """Cosine and sine of a share of a whole turn, by their Taylor series about the nearest quarter, to 2e-9."""
+    quarter = math.floor(4.0 * share + 0.5)
+    x = 2.0 * math.pi * (share - 0.25 * quarter)
+    y = x * x
+    sine = x * (1.0 - y * (1 / 6 - y * (1 / 120 - y * (1 / 5040 - y * (1 / 362880)))))
+    cosine = 1.0 - y * (1 / 2 - y * (1 / 24 - y * (1 / 720 - y * (1 / 40320 - y * (1 / 3628800)))))
+    if quarter & 1:
+        cosine, sine = -sine, cosine
+    return (-cosine, -sine) if quarter & 2 else (cosine, sine)
 
 
 @inlined
@@ -288,7 +303,7 @@ def _exp_minus(x: Any) -> Any:
 
 @inlined
 def _drift(physics: Any, rows: Any, row: int, step_s: float, steps: int, room: Any) -> None:
-    """Displacements `room.knots` at the ends of an even number of even steps, the present one first.
+    """Displacements `room.knots` at the ends of even steps, the present one first.
 
     `room.drift` is then as after the steps. The formulas are those of `drift.advance`.
     """
@@ -304,7 +319,7 @@ def _drift(physics: Any, rows: Any, row: int, step_s: float, steps: int, room: A
     walk = math.sqrt(2.0 * physics.diffusion_ang2_per_s * step_s)
     moves = physics.drift_sigma > 0.0 or walk > 0.0
     if moves:
-        _normals(uniform, count, walk > 0.0, normal)
+        _normals(uniform, count, walk > 0.0 or steps % 2 == 1, normal)
     for axis in range(2):
         place, velocity = float(rows.position_ang[row, axis]), float(rows.velocity_ang_per_s[row, axis])
         creep, fading = float(rows.creep_ang[row, axis]), 1.0
@@ -757,7 +772,7 @@ def dwell(physics: Physics, rows: Rows, which: ndarray, dwells: Dwells, room: Ro
     """Dwell at the parked place on the rows `which` (n,), while the sheet changes and drifts under the beam."""
     samples = dwells.counts.shape[1]
     knots, ends, path, before, counts = room.knots, room.ends, room.path, room.before, room.counts
-    event, moment = room.event, room.moment
+    event, moment, part = room.event, room.moment, 1.0 / samples
     for n in range(len(which)):
         row, sample_s = which[n], dwells.time_s[n] / samples
         for axis in range(2):
@@ -766,8 +781,8 @@ def dwell(physics: Physics, rows: Rows, which: ndarray, dwells: Dwells, room: Ro
         for axis in range(2):
             wanted = (rows.place[row, axis] - 0.5) * rows.fov_ang[row]
             for end in range(samples + 1):
-                at = 2.0 * end / samples
-                left = min(int(at), 1)
+                at = 2.0 * end * part
+                left = 0 if at < 1.0 else 1
                 ends[end, axis] = knots[left, axis] + (knots[left + 1, axis] - knots[left, axis]) * (at - left)
             for sample in range(samples):
                 path[sample, axis] = wanted - 0.5 * (ends[sample, axis] + ends[sample + 1, axis])
@@ -803,7 +818,15 @@ def dwell(physics: Physics, rows: Rows, which: ndarray, dwells: Dwells, room: Ro
         _spend(rows, row, seconds, sent, room.drift)
 
 
-# Frames
+# Frames, and time without a beam
+
+
+@compiled
+def pass_time(physics: Physics, rows: Rows, which: ndarray, seconds: ndarray, room: Room) -> None:
+    """Let the samples of the rows `which` (n,) drift for some seconds (n,)."""
+    for n in range(len(which)):
+        _drift(physics, rows, which[n], seconds[n], 1, room)
+        _spend(rows, which[n], seconds[n], 0.0, room.drift)
 
 
 @compiled

@@ -328,7 +328,8 @@ def substitute(
 ) -> tuple[Specimen, Tensor]:
     """The specimen with dopants on `free` sites (B, K), and the sites still free; `draw` is (streams, rows)."""
     for dopant in dopants:
-        inside = nearest_image(sheet.xy_ang, sheet.cell_ang.unsqueeze(1)).abs().amax(-1) < 0.5 * dopant.window_ang
+        x, y = nearest_image(sheet.xy_ang, sheet.cell_ang.unsqueeze(1)).abs().unbind(-1)
+        inside = torch.maximum(x, y) < 0.5 * dopant.window_ang
         counts = (dopant.count_min, dopant.count_max)
         site, found, left = _draw_sites(sheet, free & inside, counts, separation_ang, draw)
         free = left | (free & ~inside)
