@@ -128,7 +128,11 @@ class Kinetics:
         there, site = torch.topk(foreign.float(), slots, dim=1)
         there = there > 0.5
         missing = ~specimen.present & (specimen.atomic_number > 0)
-        gone, empty = torch.topk(missing.float(), self.model.vacancies_max, dim=1)
+        empty = torch.zeros(n, self.model.vacancies_max, dtype=torch.int64, device=self.device)
+        gone = empty.float()
+        if bool(missing.any()):
+            gone, empty = torch.topk(missing.float(), self.model.vacancies_max, dim=1)
+            empty = empty * (gone > 0.5)  # the same for a row whatever the others lack
         number = specimen.atomic_number.gather(1, site)
         kind = (number.unsqueeze(-1) == self._number).float().argmax(-1)
         zero = torch.zeros(n, dtype=torch.int64, device=self.device)

@@ -128,9 +128,10 @@ class GrapheneRecipe(Config):
     ) -> tuple[Specimen, Tensor]:
         """The specimens, and the three neighbours (n, K, 3) of each lattice site, its own index where it has fewer."""
         sheet, neighbours = draw_lattice(self.templates(), streams, rows, device)
+        free = sheet.present  # in a whole sheet all have three neighbours
         if self.edge_probability > 0.0:
             sheet = self._with_edge(sheet, neighbours, streams, rows)
-        free = sheet.present & (bonds_left(sheet.present, neighbours) == 3)
+            free = sheet.present & (bonds_left(sheet.present, neighbours) == 3)
         sheet, free = substitute(sheet, free, self.dopants, self.separation_ang, (streams, rows))
         sheet, _ = vacate(sheet, free, self.vacancies_max, self.separation_ang, (streams, rows))
         sigma = torch.full_like(sheet.thermal_sigma_ang, self.thermal_sigma_ang)

@@ -378,21 +378,23 @@ class BeamFabrication(Task[State]):
 
     def _recentre(self, state: State, rows: Tensor) -> tuple[State, list[Instruction]]:
         """The state after, and the instructions for, bringing atoms and goals of `rows` (n,) to the frame's middle."""
-        margin_ang, shift = self.config.recentre_ang, state.shift_ang.unsqueeze(1)
-        atoms = state.atom_ang + shift  # (n, D, 2) in the frame
-        out = atoms.abs().amax((1, 2))
+        margin_ang = self.config.recentre_ang
+        atoms = state.atom_ang + state.shift_ang.unsqueeze(1)  # (n, D, 2) in the frame
+        out = atoms.flatten(1).abs().amax(1)
         if margin_ang is None or not bool((near := out > 0.5 * self.config.fov_ang - margin_ang).any()):
             return state, []
-        both = torch.cat((atoms, state.goal_ang + shift), dim=1)
+        close = rows_where(near & state.begun)
+        atoms, out = take(atoms, close), take(out, close)
+        both = torch.cat((atoms, take(state.goal_ang, close) + take(state.shift_ang, close).unsqueeze(1)), dim=1)
         middle = 0.5 * (both.amin(1) + both.amax(1))
-        due = state.begun & near & ((atoms - middle.unsqueeze(1)).abs().amax((1, 2)) < out - _WORTH_ANG)
-        step = torch.where(due.unsqueeze(1), middle, 0.0)
-        beam_shift = state.beam_shift_ang + step
-        state = changed(state, shift_ang=state.shift_ang - step, beam_shift_ang=beam_shift)
-        which = rows_where(due)
-        if len(which) == 0:
+        due = rows_where((atoms - middle.unsqueeze(1)).flatten(1).abs().amax(1) < out - _WORTH_ANG)
+        if len(due) == 0:
             return state, []
-        return state, [Set(take(rows, which), name, beam_shift[which, axis]) for axis, name in enumerate(_BEAM_SHIFT)]
+        which, step = take(close, due), take(middle, due)
+        beam_shift = state.beam_shift_ang.index_add(0, which, step)
+        state = changed(state, shift_ang=state.shift_ang.index_add(0, which, -step), beam_shift_ang=beam_shift)
+        each = take(beam_shift, which).unbind(1)
+        return state, [Set(take(rows, which), name, value) for name, value in zip(_BEAM_SHIFT, each, strict=True)]
 
     def _see_controls(self, state: State, data: Mapping[str, Tensor]) -> State:
         """The state of n rows after a control was set, as the instrument reads it back."""
@@ -458,30 +460,31 @@ class BeamFabrication(Task[State]):
         bonds = reading.data["bonds_ang"]
         if found.shape[1] < config.dopants:
             raise ConfigError(f"task.dopants is {config.dopants}; the instrument tells at most {found.shape[1]} atoms.")
-        first = ~state.begun & (state.frame_s <= 0.0)
-        step = reading.data["shift_ang"].masked_fill(first.unsqueeze(1), 0.0)
+        step, begun, goal = reading.data["shift_ang"], state.begun, state.goal_ang
+        if waiting := not bool(begun.all()):
+            first = ~begun & (state.frame_s <= 0.0)
+            step = step.masked_fill(first.unsqueeze(1), 0.0)
         shift = state.shift_ang + step
         seen = found - shift.unsqueeze(1)
         atom, bond, astray = _track(state, seen, bonds)
-        leftmost, their_bonds = seen[:, : config.dopants], bonds[:, : config.dopants]
-        complete = leftmost.isfinite().all(-1).all(1)
-        fresh = ~state.begun & complete
-        atom = torch.where(fresh.view(-1, 1, 1), leftmost, atom)
-        bond = torch.where(fresh.view(-1, 1, 1, 1), their_bonds, bond)
+        if waiting:
+            leftmost, their_bonds = seen[:, : config.dopants], bonds[:, : config.dopants]
+            fresh = ~begun & leftmost.isfinite().all(-1).all(1)
+            atom = torch.where(fresh.view(-1, 1, 1), leftmost, atom)
+            bond = torch.where(fresh.view(-1, 1, 1, 1), their_bonds, bond)
+            if len(which := rows_where(fresh)):
+                goal = put(goal, which, self._goals(take(atom, which), take(bond, which), take(state.chance, which)))
+            astray, begun = astray & begun.unsqueeze(1), begun | fresh
         since_s = (state.clock_s - state.frame_s).clamp(min=1e-3).unsqueeze(1)
-        drift = (step / since_s).masked_fill(first.unsqueeze(1), 0.0)
-        goal = state.goal_ang
-        if len(which := rows_where(fresh)):
-            goal = put(goal, which, self._goals(take(atom, which), take(bond, which), take(state.chance, which)))
         return changed(
             state,
-            begun=state.begun | fresh,
+            begun=begun,
             atom_ang=atom,
             bond_ang=bond,
-            astray=astray & state.begun.unsqueeze(1),
+            astray=astray,
             goal_ang=goal,
             shift_ang=shift,
-            drift_ang_per_s=drift,
+            drift_ang_per_s=step / since_s,
             frame_s=state.clock_s,
             image=_drawn(reading, config.image_full_scale) if config.image_full_scale else state.image,
         )

@@ -355,3 +355,10 @@ def test_wrong_recipes_are_refused(wrong):
 def test_a_recipe_is_chosen_by_its_kind():
     recipe = TypeAdapter(Recipe).validate_python({"kind": "mos2", "cell_ang": 20.0})
     assert isinstance(recipe, MoS2Recipe) and recipe.cell_ang == 20.0
+
+
+def test_every_atom_of_a_whole_sheet_has_three_neighbours():
+    """What a recipe without edges takes for granted."""
+    templates = GrapheneRecipe(kind="graphene", cell_ang=30.0).templates()
+    own = np.arange(templates.neighbours.shape[1])[:, None]
+    assert ((templates.neighbours != own).sum(-1) == 3)[templates.atomic_number > 0].all()
