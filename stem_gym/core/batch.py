@@ -49,6 +49,13 @@ def number(value: float, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.tensor(value, dtype=dtype)
 
 
+@functools.lru_cache(maxsize=256)
+@torch.inference_mode(False)
+def filled(value: float, rows: int, device: torch.device) -> Tensor:
+    """The same number for each of so many rows, (rows,). Not to be written to."""
+    return torch.full((rows,), value, device=device)
+
+
 @functools.lru_cache(maxsize=1024)
 @torch.inference_mode(False)
 def every_row(count: int, device: torch.device) -> Tensor:

@@ -153,6 +153,11 @@ def full_frames(rows: int, device: torch.device) -> Tensor:
     return torch.tensor(FULL_FRAME, device=device).repeat(rows, 1)
 
 
+def is_full(region: Tensor) -> bool:
+    """Whether a region is known to be that of full frames."""
+    return region is full_frames(region.shape[0], region.device)
+
+
 def verb(instruction: Instruction) -> str:
     """The verb's name, as in `Capabilities.verbs`."""
     return type(instruction).__name__

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stem_gym.core.batch import ends, names_every
 from stem_gym.core.errors import CapabilityError, InstructionError
-from stem_gym.core.instructions import Instruction, Reading, verb
+from stem_gym.core.instructions import Instruction, Reading, is_full, verb
 from stem_gym.core.streams import Streams
 
 _NO_TENSORS = frozenset({"rows", "shape", "channels", "trace", "stop", "detector", "name"})  # fields checked by name
@@ -52,6 +52,7 @@ class Capabilities:
     dopants: int | None = None  # the fewest that a fresh specimen has; None: unknown
     grid: tuple[int, int] | None = None  # (H, W) cells in which spectra are at hand; None: at any place
     axes: Mapping[str, Tensor] = field(default_factory=dict)  # detector → its channels: (C,) eV, or (C, 2) mrad
+    compiled: bool = False  # whether it runs in machine code, as then the task may
     told: Mapping[str, Any] = field(default_factory=dict)  # section → as plain data, where the task must say the same
 
     def limits_of(self, name: str) -> Mapping[str, Limits]:
@@ -181,7 +182,7 @@ def _check_values(instruction: Instruction, name: str, limits: Mapping[str, Limi
             kind = "bool" if key == "on" else "numbers"
             given = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.40}"
             raise InstructionError(f"{name}.{key} must be a tensor {right} of {kind}; given {given}.")
-        if n == 0 or key == "on":
+        if n == 0 or key == "on" or (key == "region" and is_full(value)):
             continue
         low, high = ends(value)
         allowed = limits.get(key, _ANYTHING)

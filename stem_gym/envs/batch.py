@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from stem_gym.core.batch import add, changed, clone_rows, every_row, number, put_rows, take, take_rows
+from stem_gym.core.batch import add, changed, clone_rows, every_row, names_every, number, put_rows, take, take_rows
 from stem_gym.core.config import Budget
 from stem_gym.core.errors import ActionError, CapabilityError, ConfigError, InstructionError
 from stem_gym.core.instructions import Instruction, Reading
@@ -184,9 +184,8 @@ class BatchEnv:
     def _execute(self, instructions: Sequence[Instruction], rows: Tensor, count: int) -> Step:
         readings = [self.instrument.execute(instruction) for instruction in instructions]
         self._observation, score = self._take_in(readings, rows)
-        stepped = torch.zeros_like(self.ended).index_fill_(0, rows, True)
         reward = score.reward if count else torch.zeros_like(score.reward)
-        self.ledger = self._book(readings, stepped, reward, count)
+        self.ledger = self._book(readings, rows, reward, count)
         left = self._left()
         self._metrics = score.metrics
         metrics = {
@@ -197,7 +196,9 @@ class BatchEnv:
             "episode_return": self.ledger.episode_return,
         }
         ended = score.terminated | (left <= number(0.0)).any(1)
-        return Step({**self._observation, "budget": left}, reward, stepped & ended, metrics)
+        if not names_every(rows, self.rows):
+            ended = ended & torch.zeros_like(ended).index_fill_(0, rows, True)
+        return Step({**self._observation, "budget": left}, reward, ended, metrics)
 
     def _take_in(self, readings: Sequence[Reading], rows: Tensor) -> tuple[Observation, Score]:
         """What the task makes of the readings. Rows not in `rows` cost nothing: they look as before and earn 0."""
@@ -220,12 +221,14 @@ class BatchEnv:
         )
         return {name: self._observation[name].index_copy(0, rows, value) for name, value in observation.items()}, whole
 
-    def _book(self, readings: Sequence[Reading], stepped: Tensor, reward: Tensor, count: int) -> Ledger:
-        seconds, electrons = self.ledger.seconds, self.ledger.electrons
+    def _book(self, readings: Sequence[Reading], rows: Tensor, reward: Tensor, count: int) -> Ledger:
+        steps, seconds, electrons = self.ledger.steps, self.ledger.seconds, self.ledger.electrons
         for reading in readings:
             seconds = add(seconds, reading.rows, reading.seconds)
             electrons = add(electrons, reading.rows, reading.electrons)
-        return Ledger(self.ledger.steps + count * stepped, seconds, electrons, self.ledger.episode_return + reward)
+        if count:
+            steps = add(steps, rows, number(count, torch.int64).expand(rows.shape[0]))
+        return Ledger(steps, seconds, electrons, self.ledger.episode_return + reward)
 
     def _left(self) -> Tensor:
         """What is left of steps, seconds and electrons, (B, 3) from 1 to 0."""

@@ -50,9 +50,11 @@ class Simulation(Instrument, Generic[Rows]):
         else:
             write_rows(self._state, rows, fresh)
 
-    @torch.inference_mode()
     def execute(self, instruction: Instruction) -> Reading:
         """Do it. Raises CapabilityError or InstructionError before anything happens; never clips."""
+        if not torch.is_inference_mode_enabled():  # to enter it again takes longer than to park
+            with torch.inference_mode():
+                return self.execute(instruction)
         check_instruction(instruction, self.capabilities, self.rows)
         reading = self._handlers[type(instruction)](instruction)
         self._book(reading)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stem_gym.core.batch import ends, number
 from stem_gym.core.errors import InstructionError
-from stem_gym.core.instructions import Dwell, Scan, TraceRule
+from stem_gym.core.instructions import Dwell, Scan, TraceRule, is_full
 from stem_gym.simulator.drift import DriftState
 
 
@@ -111,6 +111,8 @@ def drift_at(used: Tensor, knots: Tensor, before: DriftState, after: DriftState)
 
 def check_region(region: Tensor) -> None:
     """Refuse regions (n, 4) that are empty or reach beyond the frame. Raises InstructionError."""
+    if is_full(region):
+        return
     corner, size = region[:, :2], region[:, 2:]
     if len(region) and (ends(size)[0] <= 0.0 or ends(corner + size)[1] > 1.0 + 1e-5):
         raise InstructionError(

@@ -154,4 +154,6 @@ def sheet_capabilities(config: SheetColumn, fewest_atoms: int) -> Capabilities:
         settable["energy_kev"] = Limits.one_of(every)
     limits = {key: value for key, value in column.limits.items() if key.partition(".")[0] in verbs}
     detectors = frozenset({ATOMS, "haadf"} if config.pictures else {ATOMS})
-    return Capabilities(verbs, detectors, settable, column.readable, limits, None, True, fewest_atoms)
+    return Capabilities(
+        verbs, detectors, settable, column.readable, limits, None, True, fewest_atoms, compiled=config.compiled
+    )

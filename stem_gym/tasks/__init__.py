@@ -12,8 +12,9 @@ from stem_gym.core.task import Task
 
 
 def task_kinds() -> list[str]:
-    """Names of all tasks: the files of this folder."""
-    return sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    """Names of all tasks: the files of this folder, but for those of their parts (`_…`)."""
+    names = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    return sorted(name for name in names if not name.startswith("_"))
 
 
 def task_class(kind: str) -> type[Task[Any]]:

@@ -18,19 +18,20 @@ from pydantic import Field
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from stem_gym.core.batch import add, changed, every_row, put, put_rows, rows_where, take, take_rows
+from stem_gym.core.batch import add, changed, every_row, filled, put, put_rows, rows_where, take, take_rows
 from stem_gym.core.config import Config
 from stem_gym.core.errors import ConfigError
 from stem_gym.core.instructions import ATOMS, Dwell, Instruction, Park, Reading, Scan, Set, TraceRule, full_frames
+from stem_gym.core.instrument import Capabilities
 from stem_gym.core.periodic import nearest_image
 from stem_gym.core.task import Marks, Needs, Observation, Score, Task
 
 BOND_ANG = 1.42  # of graphene; what "half a bond" is measured in
-_SCALE_ANG = 10.0  # lengths are told in this unit
-_FAR_ANG = 1e6
+SCALE_ANG = 10.0  # lengths are told in this unit
+FAR_ANG = 1e6
 _RECENTRE_ANG = 3.0  # from an edge of the frame: the beam beside an atom is still inside it
 _WORTH_ANG = 1.0  # a frame is recentred where that brings the atoms so much farther from its edge
-_TERMS = ("reward_progress", "reward_success", "reward_time", "reward_damage")
+TERMS = ("reward_progress", "reward_success", "reward_time", "reward_damage")
 _BEAM_SHIFT = ("beam_shift_x_ang", "beam_shift_y_ang")
 
 # Named patterns: sites (n, m, sublattice) of a honeycomb with lattice vectors between second neighbours.
@@ -226,6 +227,14 @@ class BeamFabrication(Task[State]):
         stop = config.stop
         self._rule = TraceRule(stop.rise, stop.fall, baseline_samples=1, window_samples=1) if stop else None
 
+    def fitted(self, capabilities: Capabilities) -> BeamFabrication:
+        """In machine code where the instrument is."""
+        if not capabilities.compiled:
+            return self
+        from stem_gym.tasks._compiled_fabrication import CompiledFabrication  # numba is needed only there
+
+        return CompiledFabrication(self.config)
+
     def start(self, rows: int, device: torch.device) -> State:
         """Nothing seen."""
         zero, pair = torch.zeros(rows, device=device), torch.zeros(rows, 2, device=device)
@@ -335,7 +344,7 @@ class BeamFabrication(Task[State]):
         )
         broken = lost > config.vacancies_max
         metrics = {
-            **dict(zip(_TERMS, terms[0 if by_truth else 1], strict=True)),
+            **dict(zip(TERMS, terms[0 if by_truth else 1], strict=True)),
             "success": success,
             "success_perceived": success_seen,
             "distance_ang": left_true if truth else left_seen,
@@ -418,8 +427,8 @@ class BeamFabrication(Task[State]):
 
     def _scan(self, rows: Tensor) -> Scan:
         config = self.config
-        n, device = len(rows), rows.device
-        side, dwell_s = (torch.full((n,), value, device=device) for value in (config.fov_ang, config.pixel_dwell_s))
+        n, device = rows.shape[0], rows.device
+        side, dwell_s = (filled(value, n, device) for value in (config.fov_ang, config.pixel_dwell_s))
         return Scan(rows, side, (config.pixels, config.pixels), dwell_s, full_frames(n, device), self._channels)
 
     def _meaning(self, action: Tensor, bond_ang: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -450,7 +459,7 @@ class BeamFabrication(Task[State]):
         distance = (state.atom_ang.unsqueeze(2) - state.goal_ang.unsqueeze(1)).norm(dim=-1)  # (B, atoms, goals)
         there = distance < 0.5 * BOND_ANG
         taken = there.any(2).unsqueeze(2) | there.any(1).unsqueeze(1)
-        best = (distance + _FAR_ANG * taken).flatten(1).argmin(1)
+        best = (distance + FAR_ANG * taken).flatten(1).argmin(1)
         return best // self.config.dopants, best % self.config.dopants
 
     def _see_frame(self, state: State, reading: Reading) -> State:
@@ -508,7 +517,7 @@ class BeamFabrication(Task[State]):
         places = cells.unsqueeze(2) + offset.unsqueeze(1)  # (n, C, D, 2)
         inside = (places.abs() < room - BOND_ANG).all(-1).all(2)
         away = (places.mean(2) - atom_ang.mean(1, keepdim=True)).norm(dim=-1)
-        best = torch.where(inside, away, away + _FAR_ANG).argmin(1)
+        best = torch.where(inside, away, away + FAR_ANG).argmin(1)
         return _of(places, best)
 
     def _tell_trace(self, reading: Reading) -> Tensor:
@@ -531,7 +540,7 @@ class BeamFabrication(Task[State]):
         followed, goal = self._follow(state)
         here = _of(state.atom_ang, followed)
         begun = state.begun.float().view(-1, 1)
-        atoms, goals = ((places - here.unsqueeze(1)) / _SCALE_ANG for places in (state.atom_ang, state.goal_ang))
+        atoms, goals = ((places - here.unsqueeze(1)) / SCALE_ANG for places in (state.atom_ang, state.goal_ang))
         age = ((state.clock_s - state.frame_s) / 10.0).clamp(0.0, 5.0).unsqueeze(1)
         more = {"image": state.image.unsqueeze(1)} if state.image.dim() == 3 else {}
         if self.config.energies_kev:
@@ -549,7 +558,7 @@ class BeamFabrication(Task[State]):
     def _distances(self, state: State, atom_ang: Tensor, goal_ang: Tensor, there: Tensor | None) -> Tensor:
         """(B, D) from each goal to its nearest atom that is there."""
         away = vector_norm(goal_ang.unsqueeze(2) - atom_ang.unsqueeze(1), dim=-1)
-        return (away if there is None else torch.where(there.unsqueeze(1), away, _FAR_ANG)).amin(2)
+        return (away if there is None else torch.where(there.unsqueeze(1), away, FAR_ANG)).amin(2)
 
     def _look_up(self, state: State, truth: Mapping[str, Tensor]) -> State:
         """Where the first frame was on the specimen; once an episode, when the goals are set."""
@@ -563,7 +572,7 @@ class BeamFabrication(Task[State]):
         goal = state.goal_ang + state.origin_ang.unsqueeze(1)
         delta = goal.unsqueeze(2) - truth["dopant_xy_ang"].unsqueeze(1)
         away = vector_norm(nearest_image(delta, truth["cell_ang"].view(-1, 1, 1, 2)), dim=-1)
-        return away.masked_fill(~truth["dopant_there"].unsqueeze(1), _FAR_ANG).amin(2)
+        return away.masked_fill(~truth["dopant_there"].unsqueeze(1), FAR_ANG).amin(2)
 
     def _weights(self, device: torch.device) -> Tensor:
         """What the terms of the reward weigh, (4, 1)."""
@@ -586,12 +595,12 @@ def _track(state: State, seen_ang: Tensor, bonds: Tensor) -> tuple[Tensor, Tenso
     if the next frame does not show it there either, it takes any place that is left.
     """
     atom_ang, bond_ang = state.atom_ang, state.bond_ang
-    reach_ang = torch.where(state.astray, 0.5 * _FAR_ANG, 2.5 * BOND_ANG)
+    reach_ang = torch.where(state.astray, 0.5 * FAR_ANG, 2.5 * BOND_ANG)
     if atom_ang.shape[1] == seen_ang.shape[1] == 1:  # no choice
         near = vector_norm(atom_ang - seen_ang, dim=-1) < reach_ang  # false where nothing is seen
         turned = torch.where(near.view(-1, 1, 1, 1), bonds, bond_ang)
         return torch.where(near.unsqueeze(2), seen_ang, atom_ang), turned, ~near
-    distance = vector_norm(atom_ang.unsqueeze(2) - seen_ang.unsqueeze(1), dim=-1).nan_to_num(nan=_FAR_ANG)
+    distance = vector_norm(atom_ang.unsqueeze(2) - seen_ang.unsqueeze(1), dim=-1).nan_to_num(nan=FAR_ANG)
     row = every_row(len(atom_ang), atom_ang.device)
     atom_ang, bond_ang, missing = atom_ang.clone(), bond_ang.clone(), torch.ones_like(state.astray)
     for _ in range(atom_ang.shape[1]):
@@ -602,7 +611,7 @@ def _track(state: State, seen_ang: Tensor, bonds: Tensor) -> tuple[Tensor, Tenso
         moved = torch.where(near, seen_ang[row, place], atom_ang[row, atom])
         turned = torch.where(near.unsqueeze(2), bonds[row, place], bond_ang[row, atom])
         atom_ang[row, atom], bond_ang[row, atom] = moved, turned
-        distance[row, atom, :], distance[row, :, place] = 2.0 * _FAR_ANG, 2.0 * _FAR_ANG
+        distance[row, atom, :], distance[row, :, place] = 2.0 * FAR_ANG, 2.0 * FAR_ANG
     return atom_ang, bond_ang, missing
 
 
