@@ -15,7 +15,7 @@ import torch
 from numpy import ndarray
 from torch import Tensor
 
-from stem_gym.core.batch import changed, rows_where, take, take_rows
+from stem_gym.core.batch import changed, names_every, rows_where, take, take_rows
 from stem_gym.core.compiled import compiled_exactly as compiled
 from stem_gym.core.compiled import inlined
 from stem_gym.core.instructions import Dwell, Instruction, Park, Reading
@@ -67,15 +67,19 @@ class CompiledFabrication(BeamFabrication):
         if not truth:
             return super().score(state, readings, truth)
         config, n = self.config, state.clock_s.shape[0]
-        seconds = torch.zeros(n)
+        seconds = np.zeros(n, np.float32)
         for reading in readings:
-            seconds.index_add_(0, reading.rows, reading.seconds)
-        state = self._look_up(state, truth)
+            if names_every(reading.rows, n):
+                seconds += reading.seconds.numpy()
+            else:
+                seconds[reading.rows.numpy()] += reading.seconds.numpy()
+        if not state.known.numpy().all():
+            state = self._look_up(state, truth)
         told, flags = np.empty((22, n), np.float32), np.empty((2, n), np.bool_)
         weights = (config.progress_weight / BOND_ANG, config.success_weight, -config.time_weight, -config.damage_weight)
         settings = (*weights, config.fov_ang, config.discount_s, float(config.vacancies_max), float(config.dopants))
         known = tuple(truth[name].contiguous().numpy() for name in _TRUTH)
-        judge(settings, seconds.numpy(), _arrays(state, *_JUDGED), known, told, flags)
+        judge(settings, seconds, _arrays(state, *_JUDGED), known, told, flags)
         values = torch.from_numpy(told).unbind()
         by_truth = config.scores_from == "truth"
         success, success_seen, left_true, left_seen = values[8:12]
@@ -98,7 +102,7 @@ class CompiledFabrication(BeamFabrication):
         return state, Score(reward, ended, metrics)
 
     def _see_frame(self, state: State, reading: Reading) -> State:
-        if self.config.image_full_scale is not None or not bool(state.begun.all()):
+        if self.config.image_full_scale is not None or not state.begun.numpy().all():
             return super()._see_frame(state, reading)
         names = ("atom_ang", "bond_ang", "shift_ang", "drift_ang_per_s")
         fresh = [getattr(state, name).numpy().copy() for name in names]

@@ -19,6 +19,8 @@ from stem_gym.core.streams import Streams, row_seeds
 from stem_gym.envs.registration import variant_files
 from stem_gym.instruments import make
 from stem_gym.instruments.sheet import SheetMicroscope
+from stem_gym.tasks._compiled_fabrication import CompiledFabrication
+from stem_gym.tasks.beam_fabrication import BeamFabrication
 
 ROWS = 24
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -173,9 +175,14 @@ def test_a_restored_sheet_goes_on_alike():
             assert torch.equal(value.nan_to_num(), after.data[key].nan_to_num()), key
 
 
-@pytest.mark.parametrize("id", sorted(id for id in variant_files() if "BeamFabrication" in id and "image" not in id))
-def test_every_variant_plays_alike(id):
-    envs = [gymnasium.make_vec(id, num_envs=8, instrument={"compiled": kind}) for kind in (False, True)]
+VARIANTS = [(id, {}) for id in sorted(variant_files()) if "BeamFabrication" in id and "image" not in id]
+JUDGED_BY_EYE = ("stem_gym/BeamFabrication-trimer-v0", {"scores_from": "perception"})
+NEVER_RECENTRED = ("stem_gym/BeamFabrication-energies-v0", {"recentre_ang": None, "skip_frames": True})
+
+
+@pytest.mark.parametrize(("id", "task"), [*VARIANTS, JUDGED_BY_EYE, NEVER_RECENTRED])
+def test_every_variant_plays_alike(id, task):
+    envs = [gymnasium.make_vec(id, num_envs=8, instrument={"compiled": kind}, task=task) for kind in (False, True)]
     envs[0].action_space.seed(0)
     seen = [env.reset(seed=11)[0] for env in envs]
     for _ in range(15):
@@ -187,7 +194,37 @@ def test_every_variant_plays_alike(id):
         assert np.array_equal(steps[0][2], steps[1][2])
         for key in ("jumps", "lost_atoms", "success"):
             assert np.array_equal(steps[0][4][key], steps[1][4][key]), key
+        assert steps[0][4].keys() == steps[1][4].keys()
+        for key, value in steps[0][4].items():
+            if not key.startswith(("_", "final")):
+                np.testing.assert_allclose(steps[1][4][key], value, rtol=1e-4, atol=2e-3, err_msg=key)
         np.testing.assert_allclose(steps[1][1], steps[0][1], atol=1e-3)
+
+
+def test_an_episode_is_the_same_alone_and_in_a_batch_to_the_last_bit():
+    id, fast = "stem_gym/BeamFabrication-dimer-v0", {"compiled": True}
+    many = gymnasium.make_vec(id, num_envs=5, instrument=fast)
+    many.action_space.seed(1)
+    together, _ = many.reset(seed=4)
+    alone = [gymnasium.make(id, instrument=fast) for _ in range(5)]
+    for row, env in enumerate(alone):
+        seen, _ = env.reset(seed=row_seeds(4, 5)[row])
+        assert all(np.array_equal(seen[key], together[key][row]) for key in seen)
+    for _ in range(12):
+        actions = many.action_space.sample()
+        together, rewards, *_ = many.step(actions)
+        for row, env in enumerate(alone):
+            seen, reward, *_ = env.step(actions[row])
+            assert all(np.array_equal(seen[key], together[key][row]) for key in seen)
+            assert reward == rewards[row]
+
+
+def test_the_task_runs_in_machine_code_where_its_instrument_does():
+    kinds = [
+        type(gymnasium.make("stem_gym/BeamFabrication-v0", instrument={"compiled": kind}).unwrapped.batch.task)
+        for kind in (False, True)
+    ]
+    assert kinds == [BeamFabrication, CompiledFabrication]
 
 
 def test_the_contract_holds():
