@@ -121,7 +121,8 @@ class SheetMicroscope(Column[SheetRows]):
 
     def _fresh(self, streams: Streams, rows: Tensor) -> SheetRows:
         config, n = self.config, len(rows)
-        specimen, neighbours = config.specimen.build_bonded(streams, rows, self.device)
+        build = self._compiled.specimens if self._compiled else config.specimen.build_bonded
+        specimen, neighbours = build(streams, rows, self.device)
         sheet = self.kinetics.sheet(specimen, neighbours, self._slots, streams, rows)
         if (fewest := int(sheet.there.sum(1).amin())) < self._fewest:
             raise ConfigError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stem_gym.core.compiled import require_numba
+from stem_gym.core.elements import atomic_number_of
 from stem_gym.core.errors import ConfigError
 from stem_gym.core.instructions import ATOMS, Dwell, Reading, Scan
 from stem_gym.core.streams import Streams
@@ -20,6 +21,7 @@ from stem_gym.simulator.exposure import samples_of
 from stem_gym.simulator.jumps import CrossSectionJumps, JumpMap
 from stem_gym.simulator.kinetics import Kinetics
 from stem_gym.simulator.microscope import SheetColumn
+from stem_gym.simulator.specimens import Specimen
 
 
 class CompiledSheet:
@@ -39,10 +41,36 @@ class CompiledSheet:
             )
         self._config, self._physics = config, _physics(config, kinetics)
         self._slots, self._room = slots, machine.room(slots, samples=8)
+        made = config.specimen.templates()
+        flat = (made.cell_ang.astype(np.float32), made.xy_ang.astype(np.float32), made.atomic_number.astype(np.int64))
+        self._templates = (*flat, torch.from_numpy(made.neighbours.astype(np.int64)))
+        kinds = [
+            (atomic_number_of(kind.element), kind.count_min, kind.count_max, 0.5 * kind.window_ang)
+            for kind in config.specimen.dopants
+        ]
+        self._kinds = np.array(kinds, np.float64).reshape(-1, 4)
         self._state: SheetRows | None = None
         self._address = torch.zeros(0)
         self._rows: Any = None
         self._calibration: dict[str, Tensor] | None = None
+
+    def specimens(self, streams: Streams, rows: Tensor, device: torch.device) -> tuple[Specimen, Tensor]:
+        """As `GrapheneRecipe.build_bonded`, which makes those with edges, vacancies and blobs."""
+        recipe, n = self._config.specimen, len(rows)
+        if recipe.edge_probability > 0.0 or recipe.vacancies_max or recipe.contamination.blobs_max:
+            return recipe.build_bonded(streams, rows, device)
+        cells, places, elements, neighbours = self._templates
+        sites = places.shape[1]
+        choice, cell = np.empty(n, np.int64), np.empty((n, 2), np.float32)
+        xy, number = np.empty((n, sites, 2), np.float32), np.empty((n, sites), np.int64)
+        space = np.empty(sites + 8), np.empty(sites, np.bool_), np.empty(sites, np.bool_)
+        ordered = self._kinds, np.float32(recipe.separation_ang)
+        told = choice, cell, xy, number
+        machine.lay(streams.address.numpy(), _plain(rows), (cells, places, elements), ordered, told, space)
+        atomic_number, none = torch.from_numpy(number), torch.zeros(n, 0)
+        sigma = torch.full((n, sites), recipe.thermal_sigma_ang)
+        drawn = (torch.from_numpy(cell), torch.from_numpy(xy), atomic_number, atomic_number > 0, sigma)
+        return Specimen(*drawn, torch.zeros(n, 0, 2), none, none), neighbours[torch.from_numpy(choice)]
 
     def dwell(self, state: SheetRows, streams: Streams, dwell: Dwell, least: int) -> Reading:
         """The reading of a dwell; without a trace it has `least` samples."""

@@ -32,6 +32,7 @@ __all__ = [
     "Rows",
     "dwell",
     "frame",
+    "lay",
     "pass_time",
     "room",
 ]
@@ -915,3 +916,61 @@ def _sort(places: ndarray, bonds: ndarray) -> None:
                 for k in range(3):
                     bonds[at, k, axis], bonds[at - 1, k, axis] = bonds[at - 1, k, axis], bonds[at, k, axis]
             at -= 1
+
+
+# Fresh sheets
+
+
+@compiled
+def lay(address: ndarray, which: ndarray, templates: Any, recipe: Any, told: Any, space: Any) -> None:
+    """Whole sheets with dopants for the rows `which` (n,), in single precision: `GrapheneRecipe.build`, bit for bit.
+
+    `templates` are cells (T, 2), places (T, K, 2) and elements (T, K). `recipe` is kinds of dopant (M, 4), by element,
+    least, most and half a window, and their separation. `told` are the templates taken (n,), and the same three.
+    """
+    cells, places, elements = templates
+    kinds, separation_ang = recipe
+    choice, cell, xy, number = told
+    uniform, free, allowed = space
+    sites, near = places.shape[1], separation_ang * separation_ang
+    for n in range(len(which)):
+        _uniforms(address, which[n], 4, uniform)
+        pick = int(_F(uniform[0]) * _F(len(cells)))
+        width, height, mirror = cells[pick, 0], cells[pick, 1], _F(-1.0 if uniform[3] < 0.5 else 1.0)
+        right, down = _F(uniform[1]) * width, _F(uniform[2]) * height
+        choice[n], cell[n, 0], cell[n, 1] = pick, width, height
+        for site in range(sites):
+            xy[n, site, 0] = _wrapped(places[pick, site, 0] * mirror + right, width)
+            xy[n, site, 1] = _wrapped(places[pick, site, 1] + down, height)
+            number[n, site] = elements[pick, site]
+            free[site] = number[n, site] > 0
+        for kind in range(len(kinds)):
+            _uniforms(address, which[n], 1 + sites, uniform)
+            element, least, most, half = int(kinds[kind, 0]), kinds[kind, 1], kinds[kind, 2], _F(kinds[kind, 3])
+            more = min(np.floor(_F(uniform[0]) * _F(most - least + 1.0)), most - least)
+            for site in range(sites):
+                x, y = _nearest(xy[n, site, 0], width), _nearest(xy[n, site, 1], height)
+                allowed[site] = free[site] and max(abs(x), abs(y)) < half
+                free[site] = free[site] and not allowed[site]
+            for _ in range(int(least + more)):
+                best, largest = -1, -1.0
+                for site in range(sites):
+                    if allowed[site] and uniform[1 + site] > largest:
+                        best, largest = site, uniform[1 + site]
+                if best < 0:
+                    break
+                number[n, best], allowed[best] = element, False
+                for site in range(sites):
+                    x = _nearest(xy[n, site, 0] - xy[n, best, 0], width)
+                    y = _nearest(xy[n, site, 1] - xy[n, best, 1], height)
+                    if x * x + y * y < near:
+                        allowed[site] = False
+            for site in range(sites):
+                free[site] = free[site] or allowed[site]
+
+
+@inlined
+def _wrapped(value: Any, period: Any) -> Any:
+    if value < _F(0.0):
+        value += period
+    return value - period if value >= period else value

@@ -319,9 +319,9 @@ def _read_atoms(file: str, repeat: tuple[int, int], thermal_sigma_ang: float) ->
 
 
 def put(values: Tensor, site: Tensor, found: Tensor, value: int | bool) -> Tensor:
-    """A copy of values (B, K) with `value` at sites (B, J) where `found` (B, J)."""
-    fresh = torch.where(found, torch.full_like(values.gather(1, site), value), values.gather(1, site))
-    return values.scatter(1, site, fresh)
+    """A copy of values (B, K) with `value` at sites (B, J) where `found` (B, J); what was not found may name any."""
+    there = torch.zeros(values.shape, device=values.device).scatter_add_(1, site, found.float()) > 0.0
+    return values.masked_fill(there, value)
 
 
 def substitute(

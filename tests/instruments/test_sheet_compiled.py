@@ -150,6 +150,26 @@ def test_a_row_is_the_same_alone_and_among_others_to_the_last_bit():
                 assert torch.equal(value[row : row + 1], mine[key]), key
 
 
+@pytest.mark.parametrize("separation_ang", [0.0, 4.0, 9.0])
+def test_fresh_sheets_are_those_of_the_reference_to_the_last_bit(separation_ang):
+    kinds = [
+        {"element": "Si", "count_min": 1, "count_max": 4, "window_ang": 12.0},
+        {"element": "P", "count_min": 0, "count_max": 3, "window_ang": 16.0},
+    ]
+    specimen = {"kind": "graphene", "cell_ang": 30.0, "dopants": kinds, "separation_ang": separation_ang}
+    made = []
+    for is_compiled in (False, True):
+        settings = {"kind": "sheet", "specimen": specimen, "compiled": is_compiled}
+        instrument, streams = make("sheet", settings, 100, torch.device("cpu")), Streams(row_seeds(8, 100))
+        streams.next_episode(torch.arange(100))
+        instrument.reset(streams, torch.arange(100))
+        instrument.reset(streams, torch.tensor([60, 7]))
+        made.append(instrument._now)
+    found, expected = buffers(made[1]), buffers(made[0])
+    assert all(torch.equal(value, expected[key]) for key, value in found.items())
+    assert (found[".sheet.atomic_number"] == 15).any()
+
+
 def test_rows_that_are_not_named_are_not_touched():
     sheet = column(5, True, specimen={"count": 2})
     play(sheet, 2)

@@ -362,3 +362,10 @@ def test_every_atom_of_a_whole_sheet_has_three_neighbours():
     templates = GrapheneRecipe(kind="graphene", cell_ang=30.0).templates()
     own = np.arange(templates.neighbours.shape[1])[:, None]
     assert ((templates.neighbours != own).sum(-1) == 3)[templates.atomic_number > 0].all()
+
+
+def test_a_site_that_was_found_is_not_lost_to_one_that_was_not():
+    """What is not found names the first site, where something may have been."""
+    values, site = torch.full((1, 4), 6), torch.tensor([[0, 2, 0]])
+    fresh = specimens.put(values, site, torch.tensor([[True, True, False]]), 14)
+    assert fresh.tolist() == [[14, 6, 14, 6]] and values.tolist() == [[6, 6, 6, 6]]
