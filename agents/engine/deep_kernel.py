@@ -197,7 +197,7 @@ def condition(plan: KernelPlan, learned: Learned, cells: Cells, points: Points, 
         lower = torch.linalg.cholesky(bare + torch.diag_embed(spread))
         inverse = torch.cholesky_inverse(lower)
         weight = inverse @ value[..., None]
-        residual, variance, apart = residuals(inverse, weight[..., 0], points.fold, plan.members)
+        residual, variance, apart, of_mean = residuals(inverse, weight[..., 0], points.fold, plan.members)
         if turn == rounds or not plan.robust:
             break
         own = (variance - extra).clamp(min=1e-6)
@@ -209,7 +209,7 @@ def condition(plan: KernelPlan, learned: Learned, cells: Cells, points: Points, 
     latent = (variance - noise).clamp(min=0.0)
     error = of_the_mean(residual, apart, points.valid & (extra <= 0.0))
     away = error / (scale[:, None].square() * latent + apart + noise).sqrt()
-    return Conditioned(lower, weight, seen, valid, extra, scale, away, points.value - error)
+    return Conditioned(lower, weight, seen, valid, extra, scale, away, points.value - of_mean)
 
 
 @torch.no_grad()

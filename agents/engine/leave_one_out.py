@@ -15,8 +15,8 @@ _NORMAL_50, _NORMAL_90 = 0.6744898, 1.6448536
 _PRIOR_POINTS = 4.0  # so many measurements' worth of belief in the model's own deviations
 _NARROWEST, _NARROWEST_HERE, _WIDEST = 0.5, 0.1, 4.0  # factors of a whole field, and of like places
 _NEAR = 0.5  # of the deviation of all predicted values
-# Points' worth outside of a sample: its own quantile; that of what it was drawn from, which is farther out, as the
-# median of samples has it (types 7 and 8 of Hyndman and Fan, Am. Stat. 50, 361, 1996).
+# Points' worth outside of a sample, at either end, besides half a point: none for its own quantile (type 7 of Hyndman
+# and Fan, Am. Stat. 50, 361, 1996); for that of what it was drawn from, in the median of samples (nearly; type 8).
 _OF_A_SAMPLE, _OF_ITS_SOURCE = -0.5, 1.0 / 6.0
 _LOG_VARIANCE = 0.7818  # of the logarithm of that quantile of normal |z|, of one point: 0.9 · 0.1 / (density · 1.64)²
 _NOTHING = 1e-30
@@ -24,18 +24,18 @@ _CHUNK = 512  # places at once
 _LEAST_LEFT = 0.25  # of a mean square, however much the members disagree
 
 
-def residuals(inverse: Tensor, weight: Tensor, fold: Tensor, members: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Measured minus predicted without it, that prediction's variance with noise, and how far the members are apart.
+def residuals(inverse: Tensor, weight: Tensor, fold: Tensor, members: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Measured minus predicted without it: by one member, its variance, the variance between members, by their mean.
 
-    (n, N) each; the first two of the member `fold` (n, N), the last as a variance over all. `inverse` (n*E, N, N) of
-    the covariance, `weight` (n*E, N) = inverse · values.
+    (n, N) each. The member is `fold` (n, N), its variance is that of the prediction with noise. `inverse` (n*E, N, N)
+    of the covariance, `weight` (n*E, N) = inverse · values.
     """
     precision = inverse.diagonal(dim1=1, dim2=2)
     shape = (len(fold), members, -1)
     chosen = fold[:, None] % members
     every = (weight / precision).view(shape)
     variance = (1.0 / precision).view(shape).gather(1, chosen)[:, 0]
-    return every.gather(1, chosen)[:, 0], variance, every.var(dim=1, correction=0)
+    return every.gather(1, chosen)[:, 0], variance, every.var(dim=1, correction=0), every.mean(dim=1)
 
 
 def of_the_mean(residual: Tensor, apart: Tensor, counts: Tensor) -> Tensor:
@@ -64,9 +64,11 @@ def calibration(z: Tensor, weight: Tensor) -> Tensor:
     """Factors (n, K) by which deviations are multiplied so that 90 % of |z| (n, N) are within 1.64 of them.
 
     `weight` (n, K, N) is how much each measurement counts for each factor, from 0, as in padding, to 1. Where few
-    count, they count less than the model's own deviations. Searches decide by it: it is that of the sample as it is.
+    count, they count less than the model's own deviations. It is the sample's own quantile, without the correction
+    below, so that searches, which decide by it, do not change.
     """
-    told, count = _log_factor(z, weight, _NARROWEST, _OF_A_SAMPLE)
+    quantile, count = _quantile(z, weight, _OF_A_SAMPLE)
+    told = (quantile / _NORMAL_90).clamp(_NARROWEST, _WIDEST).log()
     return (told * (count / (count + _PRIOR_POINTS))).exp()
 
 
@@ -74,33 +76,48 @@ def calibration_by_value(z: Tensor, valid: Tensor, at: Tensor, value: Tensor, fa
     """Factors (n, C) for places where `value` (n, C) is predicted, from |z| (n, N) where `at` (n, N) was.
 
     Noise follows the signal, and where much is expected more was measured than elsewhere; so a measurement counts the
-    more, the nearer its value is (localised conformal prediction: Guan, Biometrika 110, 33, 2023). `at` is what was
-    predicted without the measurement, as `value` is: a measurement draws the prediction to itself.
+    more, the nearer its prediction is (localised conformal prediction: Guan, Biometrika 110, 33, 2023). `at` is what
+    was predicted without the measurement, as `value` is: a measurement draws the prediction to itself.
 
     What like places tell stands against what the whole field tells, and how much of it is believed follows from the
     field: the more the factors of places differ beyond chance, the less a place is taken for any other (empirical
     Bayes; Efron and Morris, J. Am. Stat. Assoc. 70, 311, 1975). Where measurements are no fair sample of what they
-    would tell elsewhere, it stands against the model's own deviations.
+    would tell elsewhere, what like places tell stands against the model's own deviations.
     """
-    whole, count = _log_factor(z, valid[:, None].to(z.dtype), _NARROWEST_HERE, _OF_ITS_SOURCE)
+    whole, count = _log_factor(z, valid[:, None].to(z.dtype), fair_sample)
     whole = whole * (count / (count + _PRIOR_POINTS)) * fair_sample
     width = (_NEAR * value.std(dim=1, keepdim=True)).clamp(min=1e-6)[..., None]
     parts = []
     for some in value.split(_CHUNK, dim=1):
         away = (some[..., None] - at[:, None]) / width
         weight = away.square_().mul_(-0.5).exp_().add_(1e-6) * valid[:, None]
-        parts.append(_log_factor(z, weight, _NARROWEST_HERE, _OF_ITS_SOURCE))
+        parts.append(_log_factor(z, weight, fair_sample))
     like, counts = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
     apart, chance = like - whole, _LOG_VARIANCE / counts
     differ = (apart.square() - chance).mean(dim=1, keepdim=True).clamp(min=0.0)
     return (whole + apart * (differ / (differ + chance))).exp()
 
 
-def _log_factor(z: Tensor, weight: Tensor, narrowest: float, beyond: float) -> tuple[Tensor, Tensor]:
-    """Logarithm of the weighted 90 % quantile of |z| over that of a normal deviate, and of how many it is; (n, K) each.
+def _log_factor(z: Tensor, weight: Tensor, fair_sample: bool) -> tuple[Tensor, Tensor]:
+    """Logarithm of what |z| comes from over a normal deviate, and how many measurements that is worth; (n, K) each.
 
-    So many count as would tell a mean as surely with even weights (Kish, Survey Sampling, 1965). `beyond` is how many
-    points' worth of what |z| comes from is taken to lie outside of the sample, at either end, besides half a point.
+    Half of all fair samples tell more and half tell less (type 8 of Hyndman and Fan). Fewer than seven do not reach as
+    far as the quantile that is wanted: their largest stands for it, and is divided by the median of the largest, below
+    which a normal |z| is with a chance of 2^(−1/count), instead of by the quantile. Not so of a sample that is unfair:
+    its surprises only widen, and few of them would by chance.
+    """
+    quantile, count = _quantile(z, weight, _OF_ITS_SOURCE)
+    normal = torch.full_like(count, _NORMAL_90)
+    if fair_sample:
+        normal = (math.sqrt(2.0) * torch.erfinv(0.5 ** (1.0 / count.clamp(min=1.0)))).minimum(normal)
+    return (quantile / normal).clamp(_NARROWEST_HERE, _WIDEST).log(), count
+
+
+def _quantile(z: Tensor, weight: Tensor, beyond: float) -> tuple[Tensor, Tensor]:
+    """The weighted 90 % quantile of |z|, and how many measurements that is worth; (n, K) each.
+
+    As many as would tell a mean as surely with even weights (Kish, Survey Sampling, 1965). `beyond` is `_OF_A_SAMPLE`
+    (type 7) or `_OF_ITS_SOURCE` (type 8).
     """
     used = (weight > 0).any(dim=1)
     order = torch.where(used, z.abs(), math.inf).argsort(dim=1)
@@ -116,4 +133,4 @@ def _log_factor(z: Tensor, weight: Tensor, narrowest: float, beyond: float) -> t
     before, after = middle.gather(2, low), middle.gather(2, high)
     share = ((wanted - before) / (after - before).clamp(min=1e-12)).clamp(0.0, 1.0)[..., 0]
     quantile = torch.lerp(size.gather(1, low[..., 0]), size.gather(1, high[..., 0]), share)
-    return (quantile / _NORMAL_90).clamp(narrowest, _WIDEST).log(), (total / point.clamp(min=_NOTHING))[..., 0]
+    return quantile, (total / point.clamp(min=_NOTHING))[..., 0]
