@@ -192,7 +192,8 @@ def _read_rosetta(file: Path, suffix: str) -> list[_Signal]:
     try:
         return [_rosetta_signal(entry) for entry in reader(str(file))]
     except Exception as error:  # a reader of many formats raises many things for a damaged file
-        raise DataError(f"{file} can not be read, it may be cut short: {type(error).__name__}: {error}") from error
+        told = f"it has no {error}" if isinstance(error, KeyError) else str(error) or "its reader does not say why"
+        raise DataError(f"{file} can not be read, it may be cut short or damaged: {told}") from error
 
 
 def _rosetta_signal(entry: Mapping[str, Any]) -> _Signal:

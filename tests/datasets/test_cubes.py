@@ -296,9 +296,14 @@ def test_without_the_extra_its_name_is_told(tmp_path, monkeypatch):
 
 def test_a_file_that_its_reader_can_not_take_is_a_data_error(tmp_path, monkeypatch):
     (tmp_path / "a.hspy").write_bytes(b"")
-    for problem in (OSError("truncated"), [{"data": np.array([{}]), "axes": [axis(0, 1, "")]}], [{"axes": []}]):
+    for problem, words in (
+        (OSError("truncated"), "truncated"),
+        (AssertionError(), "its reader does not say why"),
+        ([{"data": np.array([{}]), "axes": [axis(0, 1, "")]}], "it holds Python objects, which are not read"),
+        ([{"axes": []}], "it has no 'data'"),
+    ):
         rosetta(monkeypatch, "hspy", problem)
-        with pytest.raises(DataError, match="can not be read"):
+        with pytest.raises(DataError, match=f"can not be read, it may be cut short or damaged: {words}$"):
             read_cube(tmp_path / "a.hspy")
 
 
