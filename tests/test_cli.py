@@ -94,7 +94,7 @@ def test_a_demand_that_is_not_met_fails_the_bench(capsys):
     assert "uniform.success is" in in_one_line(out)
 
 
-def test_the_same_worlds_for_every_agent(capsys):
+def test_the_same_seed_is_the_same_episodes(capsys):
     """Two runs of one agent with one seed agree in everything but the clock on the wall."""
     first, second = (
         json.loads(run(capsys, "bench", ID, "--agents", "uniform", "--episodes", 2, "--json")[1])["runs"][0]["episodes"]
