@@ -14,7 +14,7 @@ from torch import Tensor
 from stem_gym.core.config import Config
 from stem_gym.core.elements import atomic_number_of
 from stem_gym.core.errors import ConfigError, missing_extra
-from stem_gym.core.periodic import nearest_image
+from stem_gym.core.periodic import nearest_image, wrapped
 from stem_gym.simulator.lattices import Templates, cubic_points, graphene_lattice, mos2_lattice, supercells
 from stem_gym.simulator.placement import bonds_left, choose_sites, count_between, random_rotation, trench
 
@@ -374,17 +374,11 @@ def draw_lattice(
     mirror = torch.where(uniform[:, 3:] < 0.5, -1.0, 1.0)
     x = xy[..., 0] * mirror + uniform[:, 1:2] * cell[:, :1]
     y = xy[..., 1] + uniform[:, 2:3] * cell[:, 1:]
-    xy = torch.stack((_wrapped(x, cell[:, :1]), _wrapped(y, cell[:, 1:])), dim=-1)
+    xy = torch.stack((wrapped(x, cell[:, :1]), wrapped(y, cell[:, 1:])), dim=-1)
     none = cell.new_zeros((len(cell), 0))
     blank = torch.zeros_like(x)
     sheet = Specimen(cell, xy, number, number > 0, blank, cell.new_zeros((len(cell), 0, 2)), none, none)
     return sheet, neighbours
-
-
-def _wrapped(values: Tensor, period: Tensor) -> Tensor:
-    """Values between −1 and 2 periods, brought to between 0 and 1: `torch.remainder`, which is ten times slower."""
-    values = torch.where(values < 0.0, values + period, values)
-    return torch.where(values >= period, values - period, values)
 
 
 def add_contamination(specimen: Specimen, contamination: Contamination, streams: RandomRows, rows: Tensor) -> Specimen:

@@ -20,7 +20,7 @@ from stem_gym.core.compiled import compiled_exactly as compiled
 from stem_gym.core.compiled import inlined
 from stem_gym.core.instructions import Dwell, Instruction, Park, Reading
 from stem_gym.core.task import Observation, Score
-from stem_gym.tasks.beam_fabrication import BOND_ANG, FAR_ANG, SCALE_ANG, TERMS, BeamFabrication, State
+from stem_gym.tasks.beam_fabrication import BOND_ANG, FAR_ANG, SCALE_ANG, TERMS, BeamFabrication, State, cell_numbers
 
 _METRICS = ("goal_s", "discount", "score_perceived", "score_truth", "jumps", "lost_atoms", "lost_dopant", "broken")
 _TRUTH = ("dopant_xy_ang", "dopant_there", "cell_ang", "jumps", "lost_atoms")
@@ -112,6 +112,15 @@ class CompiledFabrication(BeamFabrication):
         look(self.config.fov_ang, found, _arrays(state, "astray", "clock_s", "frame_s"), (*fresh, astray), distance)
         seen = {name: torch.from_numpy(part) for name, part in zip(names, fresh, strict=True)}
         return changed(state, **seen, astray=torch.from_numpy(astray), frame_s=state.clock_s)
+
+    def _goals(self, atom_ang: Tensor, bond_ang: Tensor, chance: Tensor) -> Tensor:
+        if self._pattern is not None:
+            return super()._goals(atom_ang, bond_ang, chance)
+        cells = tuple(numbers.squeeze(1).numpy() for numbers in cell_numbers(self._cells_aside, atom_ang.device))
+        given = tuple(part.contiguous().numpy() for part in (atom_ang, bond_ang, chance))
+        goals = np.empty((len(atom_ang), 1, 2), np.float32)
+        draw_goals(np.float32(0.5 * self.config.fov_ang), np.float32(self.config.goal_ang**2), cells, given, goals)
+        return torch.from_numpy(goals)
 
     def _tell_trace(self, reading: Reading) -> Tensor:
         counts = reading.data["trace"].float().contiguous().numpy()
@@ -246,6 +255,36 @@ def look(fov_ang: float, found: Any, given: Any, told: Any, distance: ndarray) -
                 distance[atom, other] = 2.0 * FAR_ANG
             for other in range(known):
                 distance[other, place] = 2.0 * FAR_ANG
+
+
+@compiled
+def draw_goals(room_ang: Any, farthest: Any, cells: Any, given: Any, told: ndarray) -> None:
+    """A site of the first frame for each row, by its chance: `BeamFabrication._goals`, bit for bit.
+
+    `farthest` is the square of the largest distance from the atom.
+    """
+    along, across = cells
+    atoms, bonds, chance = given
+    nearest = np.float32((0.5 * BOND_ANG) ** 2)
+    for row in range(atoms.shape[0]):
+        x, y = atoms[row, 0, 0], atoms[row, 0, 1]
+        ax, ay = bonds[row, 0, 0, 0] - bonds[row, 0, 1, 0], bonds[row, 0, 0, 1] - bonds[row, 0, 1, 1]
+        bx, by = bonds[row, 0, 1, 0] - bonds[row, 0, 2, 0], bonds[row, 0, 1, 1] - bonds[row, 0, 2, 1]
+        allowed, wanted = 0, np.float32(-1.0)
+        for count in (True, False):
+            if not count:
+                allowed, wanted = 0, chance[row, 0] * np.float32(allowed)
+            for site in range(2 * along.shape[0]):
+                k = site % along.shape[0]
+                u, v = x + along[k] * ax + across[k] * bx, y + along[k] * ay + across[k] * by
+                if site >= along.shape[0]:
+                    u, v = u + bonds[row, 0, 0, 0], v + bonds[row, 0, 0, 1]
+                square = (u - x) * (u - x) + (v - y) * (v - y)
+                allowed += max(abs(u), abs(v)) < room_ang and nearest < square <= farthest
+                if not count:
+                    told[row, 0, 0], told[row, 0, 1] = u, v
+                    if allowed > wanted:
+                        break
 
 
 @compiled

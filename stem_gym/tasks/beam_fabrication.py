@@ -623,21 +623,21 @@ def _vectors(bond_ang: Tensor) -> tuple[Tensor, Tensor]:
 def _cells(atom_ang: Tensor, bond_ang: Tensor, aside: int) -> tuple[Tensor, Tensor]:
     """Sites (n, C, 2) of an atom's own sublattice, and the bond (n, 1, 2) that leads from each to one of the other."""
     along, across = _vectors(bond_ang)
-    n, m = _cell_numbers(aside, atom_ang.device)
+    n, m = cell_numbers(aside, atom_ang.device)
     return atom_ang.unsqueeze(1) + n * along + m * across, bond_ang[:, :1]
 
 
 def _sites(atom_ang: Tensor, bond_ang: Tensor, aside: int, axis: int) -> Tensor:
     """One coordinate (n, 2 C) of the sites of an atom's own sublattice, then of the other."""
     along, across = (vector[..., axis] for vector in _vectors(bond_ang))  # (n, 1)
-    n, m = (numbers.squeeze(1) for numbers in _cell_numbers(aside, atom_ang.device))
+    n, m = (numbers.squeeze(1) for numbers in cell_numbers(aside, atom_ang.device))
     own = atom_ang[:, axis, None] + n * along + m * across
     return torch.cat((own, own + bond_ang[:, :1, axis]), dim=1)
 
 
 @functools.cache
 @torch.inference_mode(False)
-def _cell_numbers(aside: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def cell_numbers(aside: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The cells (C, 1) within `aside` rows of cells of the first; the vectors make 120°. Not to be written to."""
     order = torch.arange(-aside, aside + 1, device=device, dtype=torch.float32)
     n, m = (grid.flatten()[:, None] for grid in torch.meshgrid(order, order, indexing="ij"))
