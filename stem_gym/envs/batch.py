@@ -80,6 +80,9 @@ class BatchEnv:
         )
         self.streams = Streams([0] * self.rows, self.device, fused)
         self.ledger = Ledger.empty(self.rows, self.device)
+        each = (budget.steps, budget.seconds, budget.electrons)
+        self._budget = torch.tensor(each, dtype=torch.float64, device=self.device)
+        self._whole = torch.ones_like(self._budget)
         self.ended = torch.zeros(self.rows, dtype=torch.bool, device=self.device)  # rows that wait for a reset
         self.closed = False
         self._observation: Observation = {}
@@ -232,13 +235,9 @@ class BatchEnv:
 
     def _left(self) -> Tensor:
         """What is left of steps, seconds and electrons, (B, 3) from 1 to 0."""
-        budget, ledger, double = self.budget, self.ledger, torch.float64
-        parts = (
-            ledger.steps / number(budget.steps),
-            ledger.seconds / number(budget.seconds, double),
-            ledger.electrons / number(budget.electrons, double),
-        )
-        return (number(1.0, double) - torch.stack(parts, dim=1)).clamp_(min=0.0).float()
+        ledger = self.ledger
+        spent = torch.stack((ledger.steps.double(), ledger.seconds, ledger.electrons), dim=1)
+        return torch.addcdiv(self._whole, spent, self._budget, value=-1.0).clamp_(min=0.0).float()
 
     def _check_action(self, action: Tensor, rows: Tensor) -> None:
         expected = (self.rows, *(self.action_space.shape or ()))

@@ -112,7 +112,7 @@ class SheetMicroscope(Column[SheetRows]):
             "dopant_xy_ang": sheet.near.dopant_ang,
             "dopant_there": sheet.there,
             "cell_ang": sheet.cell_ang,
-            "frame_centre_ang": -state.drift.offset_ang,
+            "frame_centre_ang": state.drift.creep_ang - state.drift.position_ang,
             "fov_ang": state.fov_ang,
             "jumps": sheet.jumps,
             "lost_atoms": sheet.lost,

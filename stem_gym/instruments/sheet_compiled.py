@@ -155,8 +155,9 @@ class CompiledSheet:
 
 def _plain(values: Tensor) -> np.ndarray:
     """As numpy sees them, in the one form that the machine code is made for."""
-    one_kind = values.float() if values.is_floating_point() else values
-    plain: np.ndarray = one_kind.contiguous().numpy()
+    if values.dtype not in (torch.float32, torch.int64):
+        values = values.float()
+    plain: np.ndarray = (values if values.is_contiguous() else values.contiguous()).numpy()
     return plain
 
 

@@ -20,7 +20,16 @@ from stem_gym.core.compiled import compiled_exactly as compiled
 from stem_gym.core.compiled import inlined
 from stem_gym.core.instructions import Dwell, Instruction, Park, Reading
 from stem_gym.core.task import Observation, Score
-from stem_gym.tasks.beam_fabrication import BOND_ANG, FAR_ANG, SCALE_ANG, TERMS, BeamFabrication, State, cell_numbers
+from stem_gym.tasks.beam_fabrication import (
+    BOND_ANG,
+    FAR_ANG,
+    SCALE_ANG,
+    TERMS,
+    BeamFabrication,
+    BeamFabricationConfig,
+    State,
+    cell_numbers,
+)
 
 _METRICS = ("goal_s", "discount", "score_perceived", "score_truth", "jumps", "lost_atoms", "lost_dopant", "broken")
 _TRUTH = ("dopant_xy_ang", "dopant_there", "cell_ang", "jumps", "lost_atoms")
@@ -32,6 +41,10 @@ _JUDGED = (
 
 class CompiledFabrication(BeamFabrication):
     """The same task, many times faster on few rows; `instrument.compiled` asks for it."""
+
+    def __init__(self, config: BeamFabricationConfig) -> None:
+        super().__init__(config)
+        self._dwells_s = np.array(config.dwells_s, np.float32)
 
     def plan(self, state: State, action: Tensor, rows: Tensor) -> Sequence[Instruction]:
         """As the reference."""
@@ -50,8 +63,7 @@ class CompiledFabrication(BeamFabrication):
         lengths = config.fov_ang, config.reach_ang, config.dwell_min_s, config.dwell_max_s, config.aim_bonds
         settings = (*lengths, self._has_time, config.skip_frames, len(config.energies_kev))
         given = _arrays(mine, "atom_ang", "goal_ang", "bond_ang", "shift_ang", "drift_ang_per_s", "clock_s", "frame_s")
-        dwells_s = np.array(config.dwells_s, np.float32)
-        plan(settings, dwells_s, np.ascontiguousarray(actions), given, (place, dwell_s, wanted, energy))
+        plan(settings, self._dwells_s, np.ascontiguousarray(actions), given, (place, dwell_s, wanted, energy))
         if config.energies_kev:
             number = torch.from_numpy(energy)
             other = rows_where(number != mine.energy)

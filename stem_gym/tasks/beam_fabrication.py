@@ -293,18 +293,16 @@ class BeamFabrication(Task[State]):
     def observe(self, state: State, readings: Sequence[Reading]) -> tuple[State, Observation]:
         """The operator's view after the readings."""
         for reading in readings:
-            rows = reading.rows
-            state = changed(state, clock_s=add(state.clock_s, rows, reading.seconds))
+            rows, clock_s = reading.rows, add(state.clock_s, reading.rows, reading.seconds)
+            if reading.verb == "Dwell":
+                place, trace = put(state.place, rows, reading.data["place"]), self._tell_trace(reading)
+                state = changed(state, clock_s=clock_s, place=place, trace=put(state.trace, rows, trace))
+                continue
+            state = changed(state, clock_s=clock_s)
             if reading.verb == "Scan":
                 state = put_rows(state, rows, self._see_frame(take_rows(state, rows), reading))
             elif reading.verb == "Set":
                 state = put_rows(state, rows, self._see_controls(take_rows(state, rows), reading.data))
-            elif reading.verb == "Dwell":
-                state = changed(
-                    state,
-                    place=put(state.place, rows, reading.data["place"]),
-                    trace=put(state.trace, rows, self._tell_trace(reading)),
-                )
         return state, self._observation(state)
 
     def score(self, state: State, readings: Sequence[Reading], truth: Mapping[str, Tensor]) -> tuple[State, Score]:
