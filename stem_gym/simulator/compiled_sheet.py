@@ -161,6 +161,7 @@ class Room(NamedTuple):
     counts: ndarray  # (J,)
     centre: ndarray  # (2,) of a frame
     size: ndarray  # (2,)
+    cell: ndarray  # (4,) sides of the sheet, and one over them
     near: ndarray  # (D, 15) what surrounds each dopant
     law: ndarray  # (8,) parameters of the jumps
     flux: ndarray  # (3 D,) on each neighbour
@@ -176,7 +177,14 @@ def room(slots: int, samples: int) -> Room:
     numbers = 2 * samples + 16 * slots + 32
     shapes = {"uniform": numbers, "normal": numbers, "knots": (5, 2), "before": (2, 2), "drift": (3, 2)}
     shapes |= {"ends": (samples + 1, 2), "path": (samples, 2), "counts": samples, "centre": 2, "size": 2}
-    shapes |= {"near": (slots, _NEAR), "law": 8, "flux": 3 * slots, "jump": 3 * slots, "rates": 15 * slots + 3}
+    shapes |= {
+        "cell": 4,
+        "near": (slots, _NEAR),
+        "law": 8,
+        "flux": 3 * slots,
+        "jump": 3 * slots,
+        "rates": 15 * slots + 3,
+    }
     spaces = {name: np.zeros(shape) for name, shape in (shapes | {"rest": 3, "moment": 2}).items()}
     return Room(**spaces, event=np.zeros(4, np.int64))
 
@@ -369,6 +377,14 @@ def _nearest(delta: float, cell: float) -> float:
 
 
 @inlined
+def _away(room: Any, slot: int, x: float, y: float) -> Any:
+    """A beam at (x, y) seen from a dopant, in the nearest image; divisions would take most of the time."""
+    near, cell = room.near, room.cell
+    dx, dy = x - near[slot, 0], y - near[slot, 1]
+    return dx - cell[0] * np.rint(dx * cell[2]), dy - cell[1] * np.rint(dy * cell[3])
+
+
+@inlined
 def _density(table: ndarray, row: int, distance: float) -> float:
     """`flux.density_at`."""
     if distance >= REACH_ANG:
@@ -382,7 +398,9 @@ def _density(table: ndarray, row: int, distance: float) -> float:
 @inlined
 def _load(physics: Any, rows: Any, row: int, room: Any) -> None:
     """The surroundings of a row's dopants, as `_rates` and `_trace` need them at every moment of a dwell."""
-    near, law = room.near, room.law
+    near, law, cell = room.near, room.law, room.cell
+    for axis in range(2):
+        cell[axis], cell[2 + axis] = rows.cell_ang[row, axis], 1.0 / rows.cell_ang[row, axis]
     carbon = rows.weight_ang2[row, _CARBON]
     for slot in range(near.shape[0]):
         for axis in range(2):
@@ -416,13 +434,13 @@ def _jump_rate(kind: int, length: float, scale: float, law: ndarray, beam: Any, 
 
 
 @inlined
-def _rates(physics: Any, density: ndarray, row: int, cell: Any, x: float, y: float, room: Room) -> float:
+def _rates(physics: Any, density: ndarray, row: int, x: float, y: float, room: Room) -> float:
     """Events per second beside dopants under a beam at (x, y); fills `room.flux` and `room.jump`, (3 D,) each."""
     near, flux, jump, law, kind = room.near, room.flux, room.jump, room.law, physics.law
     length, scale = physics.law_length, physics.current_pa / physics.law_length
     per_second, total = physics.current_pa * ELECTRONS_PER_PC, 0.0
     for slot in range(near.shape[0]):
-        dx, dy = _nearest(x - near[slot, 0], cell[0]), _nearest(y - near[slot, 1], cell[1])
+        dx, dy = _away(room, slot, x, y)
         for k in range(3):
             bx, by = near[slot, _BOND + 2 * k], near[slot, _BOND + 2 * k + 1]
             sent = per_second * _density(density, row, math.sqrt((dx - bx) ** 2 + (dy - by) ** 2))
@@ -488,13 +506,12 @@ def _next_event(physics: Any, rows: Any, row: int, sample_s: float, samples: int
     _uniforms(rows.address, row, 3, uniform)
     threshold, chance, place = -math.log(uniform[0]), uniform[1], uniform[2]
     begin, done = int(moment[0]), moment[1]
-    cell = (float(rows.cell_ang[row, 0]), float(rows.cell_ang[row, 1]))
     away = rest[0] * physics.bound_per_ang2 * physics.current_pa * ELECTRONS_PER_PC
     reached = 0.0
     event[0] = _NOTHING
     for part in range(begin, samples):
         left = 1.0 - done if part == begin else 1.0
-        beside = _rates(physics, rows.density, row, cell, path[part, 0], path[part, 1], room)
+        beside = _rates(physics, rows.density, row, path[part, 0], path[part, 1], room)
         expected = left * sample_s * (beside + away + rest[1] + rest[2])
         if reached + expected > threshold:
             start = done if part == begin else 0.0
@@ -726,13 +743,11 @@ def _trace(physics: Any, rows: Any, row: int, sample_s: float, first: int, sampl
     beam, near = physics.current_pa * sample_s * ELECTRONS_PER_PC, room.near
     path, counts = room.path, room.counts
     sheet, dark = physics.atoms_per_ang2 * rows.weight_ang2[row, _CARBON], physics.dark_per_s * sample_s
-    width, height = float(rows.cell_ang[row, 0]), float(rows.cell_ang[row, 1])
     _uniforms(rows.address, row, samples, room.uniform)
     for sample in range(first, samples):
         fraction = sheet
         for slot in range(near.shape[0]):
-            dx = _nearest(path[sample, 0] - near[slot, 0], width)
-            dy = _nearest(path[sample, 1] - near[slot, 1], height)
+            dx, dy = _away(room, slot, path[sample, 0], path[sample, 1])
             fraction += _density(rows.signal, row, math.sqrt(dx * dx + dy * dy)) * near[slot, _EXCESS]
         electrons = _poisson(_F(room.uniform[sample]), _F(max(fraction, 0.0) * beam + dark))
         counts[sample] = electrons * physics.gain + physics.offset
