@@ -58,7 +58,7 @@ def _throughput(stored: Mapping[str, Any]) -> str:
     machine = stored["machine"]
     lines = [
         f"Speed on one core of {machine['cpu']} (`python benchmarks/throughput.py`; random actions, AtomTargeting-v0 "
-        "where no other is named, CPU time, the fastest of five parts):",
+        "where no other is named, CPU time, the fastest of fifteen parts):",
         "",
         "| what | steps a second |",
         "|---|---|",

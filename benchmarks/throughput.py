@@ -3,7 +3,7 @@
     python benchmarks/throughput.py                    # minutes; stores results/throughput.json
     python benchmarks/throughput.py --quick --out /tmp # seconds
 
-Times are CPU seconds of this process (one thread), and each rate is that of the fastest of five parts of its time, so
+Times are CPU seconds of this process (one thread), and each rate is that of the fastest of fifteen parts of its time, so
 that other programs on the machine count less; on a GPU they are wall seconds between synchronisations. Random actions;
 of the first id half scan a 64×64 frame, half dwell.
 """
@@ -49,7 +49,7 @@ SPECIMENS = 64
 POINTS = 1000  # of one long search, over which memory is watched
 ATARI_ROWS = 64
 WARM_UP = 5
-PARTS = 5  # of the time of a figure
+PARTS = 15  # of the time of a figure
 
 
 def main() -> None:
@@ -62,33 +62,38 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="small batches, two seconds a figure")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the JSON file")
+    parser.add_argument("--only", help="measure this section of the stored file anew, and keep the others")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.rows, arguments.seconds, arguments.memory_steps = [1, 64], 2.0, 2_000
     torch.set_num_threads(1)
+    seconds, quick = arguments.seconds, arguments.quick
+    sections: dict[str, Callable[[], Any]] = {
+        "ours": lambda: [ours(ENV_ID, rows, seconds, "cpu") for rows in arguments.rows],
+        "beside": lambda: [
+            ours(id, rows, seconds, "cpu") for id, sizes in BESIDE.items() for rows in ([64] if quick else sizes)
+        ],
+        "compiled": lambda: [
+            ours(FABRICATION_ID, rows, seconds, "cpu", {"compiled": True})
+            for rows in ([64] if quick else BESIDE[FABRICATION_ID])
+        ],
+        "others": lambda: others(seconds),
+        "memory": lambda: memory(arguments.memory_steps),
+        "search": search,
+    }
+    if torch.cuda.is_available():
+        sections["gpu"] = lambda: [ours(ENV_ID, rows, seconds, "cuda") for rows in (256, 4096)]
+    path = arguments.out / ("throughput-quick.json" if quick else "throughput.json")
     results: dict[str, Any] = {
         "id": ENV_ID,
         "versions": {"stem_gym": stem_gym.__version__, "torch": torch.__version__, "gymnasium": gymnasium.__version__},
         "machine": machine(),
-        "ours": [ours(ENV_ID, rows, arguments.seconds, "cpu") for rows in arguments.rows],
-        "beside": [
-            ours(id, rows, arguments.seconds, "cpu")
-            for id, sizes in BESIDE.items()
-            for rows in (sizes if not arguments.quick else [64])
-        ],
-        "compiled": [
-            ours(FABRICATION_ID, rows, arguments.seconds, "cpu", {"compiled": True})
-            for rows in (BESIDE[FABRICATION_ID] if not arguments.quick else [64])
-        ],
-        "others": others(arguments.seconds),
-        "memory": memory(arguments.memory_steps),
-        "search": search(),
     }
-    if torch.cuda.is_available():
-        results["gpu"] = [ours(ENV_ID, rows, arguments.seconds, "cuda") for rows in (256, 4096)]
+    if arguments.only:
+        results = json.loads(path.read_text()) | results
+    results |= {name: measure() for name, measure in sections.items() if arguments.only in (None, name)}
     report(results)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / ("throughput-quick.json" if arguments.quick else "throughput.json")
     path.write_text(json.dumps(results, indent=2) + "\n")
     Console().print(f"\nStored {path}")
 

@@ -33,6 +33,7 @@ from stem_gym.tasks.beam_fabrication import (
 
 _METRICS = ("goal_s", "discount", "score_perceived", "score_truth", "jumps", "lost_atoms", "lost_dopant", "broken")
 _TRUTH = ("dopant_xy_ang", "dopant_there", "cell_ang", "jumps", "lost_atoms")
+_PLANNED = ("atom_ang", "goal_ang", "bond_ang", "shift_ang", "drift_ang_per_s", "clock_s", "frame_s")
 _JUDGED = (
     *("atom_ang", "goal_ang", "begun", "origin_ang", "left_seen_ang", "left_true_ang", "lost_atoms", "goal_s"),
     *("clock_s", "score_truth", "score_perceived"),
@@ -52,8 +53,6 @@ class CompiledFabrication(BeamFabrication):
         mine, action = take_rows(state, rows), take(action, rows)
         instructions: list[Instruction] = []
         limit_ang = 0.5 * config.fov_ang - config.recentre_ang if config.recentre_ang is not None else math.inf
-        if leaves(limit_ang, *_arrays(mine, "atom_ang", "shift_ang")):
-            mine, instructions = self._recentre(mine, rows)
         n = rows.shape[0]
         place, dwell_s = np.empty((2, n), np.float32), np.empty(n, np.float32)
         wanted, energy = np.empty(n, np.bool_), np.empty(n, np.int64)
@@ -62,8 +61,10 @@ class CompiledFabrication(BeamFabrication):
             actions = actions[:, None].astype(np.float32)
         lengths = config.fov_ang, config.reach_ang, config.dwell_min_s, config.dwell_max_s, config.aim_bonds
         settings = (*lengths, self._has_time, config.skip_frames, len(config.energies_kev))
-        given = _arrays(mine, "atom_ang", "goal_ang", "bond_ang", "shift_ang", "drift_ang_per_s", "clock_s", "frame_s")
-        plan(settings, self._dwells_s, np.ascontiguousarray(actions), given, (place, dwell_s, wanted, energy))
+        asked, told = (self._dwells_s, np.ascontiguousarray(actions)), (place, dwell_s, wanted, energy)
+        if not plan(settings, limit_ang, asked, _arrays(mine, *_PLANNED), told):
+            mine, instructions = self._recentre(mine, rows)
+            plan(settings, math.inf, asked, _arrays(mine, *_PLANNED), told)
         if config.energies_kev:
             number = torch.from_numpy(energy)
             other = rows_where(number != mine.energy)
@@ -190,22 +191,20 @@ def _between(value: float, low: float, high: float) -> float:
 
 
 @compiled
-def leaves(limit_ang: float, atoms: ndarray, shift: ndarray) -> bool:
-    """Whether any atom is farther than this from the middle of its frame."""
-    for row in range(atoms.shape[0]):
+def plan(settings: Any, limit_ang: float, asked: Any, given: Any, told: Any) -> bool:
+    """Where and how long each row dwells, whether a frame follows, and at which energy: `BeamFabrication._meaning`.
+
+    False, and nothing is planned, where any atom is farther than the limit from the middle of its frame.
+    """
+    fov_ang, reach_ang, least_s, most_s, aim, has_time, skips, energies = settings
+    dwells_s, actions = asked
+    atoms, goals, bonds, shift, drift, clock_s, frame_s = given
+    place, dwell_s, wanted, energy = told
+    for row in range(actions.shape[0]):
         for atom in range(atoms.shape[1]):
             for axis in range(2):
                 if abs(atoms[row, atom, axis] + shift[row, axis]) > limit_ang:
-                    return True
-    return False
-
-
-@compiled
-def plan(settings: Any, dwells_s: ndarray, actions: ndarray, given: Any, told: Any) -> None:
-    """Where and how long each row dwells, whether a frame follows, and at which energy: `BeamFabrication._meaning`."""
-    fov_ang, reach_ang, least_s, most_s, aim, has_time, skips, energies = settings
-    atoms, goals, bonds, shift, drift, clock_s, frame_s = given
-    place, dwell_s, wanted, energy = told
+                    return False
     for row in range(actions.shape[0]):
         atom, _ = _pair(atoms, goals, row)
         wanted[row], energy[row] = True, 0
@@ -230,6 +229,7 @@ def plan(settings: Any, dwells_s: ndarray, actions: ndarray, given: Any, told: A
         x += atoms[row, atom, 0] + shift[row, 0] + drift[row, 0] * lead_s
         y += atoms[row, atom, 1] + shift[row, 1] + drift[row, 1] * lead_s
         place[0, row], place[1, row] = _between(x / fov_ang + 0.5, 0.0, 1.0), _between(y / fov_ang + 0.5, 0.0, 1.0)
+    return True
 
 
 @compiled
