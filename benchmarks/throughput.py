@@ -3,9 +3,9 @@
     python benchmarks/throughput.py                    # minutes; stores results/throughput.json
     python benchmarks/throughput.py --quick --out /tmp # seconds
 
-Times are CPU seconds of this process (one thread), and each rate is that of the fastest of fifteen parts of its time, so
-that other programs on the machine count less; on a GPU they are wall seconds between synchronisations. Random actions;
-of the first id half scan a 64×64 frame, half dwell.
+Times are CPU seconds of this process (one thread), and each rate is that of the fastest of fifteen parts of its time,
+so that other programs on the machine count less; on a GPU they are wall seconds between synchronisations. Random
+actions; of the first id half scan a 64×64 frame, half dwell.
 """
 
 from __future__ import annotations
