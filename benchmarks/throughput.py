@@ -89,6 +89,8 @@ def main() -> None:
         "versions": {"stem_gym": stem_gym.__version__, "torch": torch.__version__, "gymnasium": gymnasium.__version__},
         "machine": machine(),
     }
+    if arguments.only not in (None, *sections):
+        parser.error(f"--only takes one of {', '.join(sections)} here; given {arguments.only}")
     if arguments.only:
         results = json.loads(path.read_text()) | results
     results |= {name: measure() for name, measure in sections.items() if arguments.only in (None, name)}
