@@ -210,9 +210,9 @@ class BatchEnv:
             state, observation = task.observe(self._state, readings)
             self._state, score = task.score(state, readings, truth)
             return observation, score
-        place = torch.zeros(self.rows, dtype=torch.int64, device=self.device)
-        place[rows] = torch.arange(len(rows), device=self.device)
-        some = [changed(reading, rows=place[reading.rows]) for reading in readings]
+        every = every_row(len(rows), self.device)
+        place = torch.zeros(self.rows, dtype=torch.int64, device=self.device).index_copy_(0, rows, every)
+        some = [changed(reading, rows=every if reading.rows is rows else place[reading.rows]) for reading in readings]
         state, observation = task.observe(take_rows(self._state, rows), some)
         state, score = task.score(state, some, {name: value[rows] for name, value in truth.items()})
         self._state = put_rows(self._state, rows, state)

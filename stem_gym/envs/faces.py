@@ -337,8 +337,10 @@ def _first_numbers(metrics: Mapping[str, Tensor]) -> dict[str, Any]:
 def _info(metrics: Mapping[str, Tensor], mask: Tensor | None, out: Any) -> dict[str, Any]:
     """Gymnasium's vector form: each value (B,) with a mask of the rows it holds for; NaN is no value."""
     info: dict[str, Any] = {}
+    wanted = None if mask is None else out(mask)
     for key, value in metrics.items():
-        known = ~value.isnan()
-        info[key] = out(value)
-        info[f"_{key}"] = (known if mask is None else known & mask).cpu().numpy()
+        info[key] = shown = out(value)
+        known = shown == shown
+        known = known if wanted is None else known & wanted
+        info[f"_{key}"] = known if isinstance(known, np.ndarray) else known.cpu().numpy()
     return info

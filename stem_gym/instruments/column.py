@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stem_gym.core.batch import rows_where, take, take_rows, write, write_rows, write_sum
 from stem_gym.core.instructions import Blank, Instruction, Park, Reading, no_dose
+from stem_gym.core.streams import Streams
 from stem_gym.instruments.simulation import Simulation
 from stem_gym.simulator.drift import DriftState, advance
 
@@ -33,13 +34,19 @@ Rows = TypeVar("Rows", bound=ColumnRows)
 class Column(Simulation[Rows]):
     """B rows of a simulated column. A kind of column says how its rows begin, and how it executes each verb."""
 
-    config: Any  # with sections `drift`, `detector` and `overheads`
+    config: Any  # with sections `probe`, `drift`, `detector` and `overheads`
 
     @torch.inference_mode()
     def abort(self) -> None:
         """Blank every row."""
         if self._state is not None:
             self._state.blanked.fill_(True)
+
+    def _draw_defocus(self, streams: Streams, rows: Tensor) -> Tensor:
+        """Where fresh `rows` (n,) are focused, in Å; (n,)."""
+        probe = self.config.probe
+        mean = torch.full((len(rows),), probe.defocus_ang, device=self.device)
+        return mean + probe.defocus_sd_ang * streams.normal(rows) if probe.defocus_sd_ang > 0.0 else mean
 
     def _advance(self, rows: Tensor, dt_s: Tensor) -> tuple[Tensor, DriftState]:
         """Displacements (n, J + 1, 2), the present one first, over steps dt_s (n, J), and the drift after."""

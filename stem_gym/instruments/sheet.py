@@ -94,7 +94,7 @@ class SheetMicroscope(Column[SheetRows]):
         weight_ang2 = self._beams.weight_ang2[0]
         self._pictures = Pictures(config.specimen, self._beams.optics, weight_ang2) if config.pictures else None
         self._haze = Haze(config.kinetics.contamination, self._pictures)
-        self._compiled = CompiledSheet(config, self.kinetics, self._slots) if config.compiled else None
+        self._compiled = CompiledSheet(config, self._beams, self.kinetics, self._slots) if config.compiled else None
         self._handlers: dict[type[Instruction], Any] = {
             Scan: self._scan,
             Park: self._park,
@@ -121,17 +121,10 @@ class SheetMicroscope(Column[SheetRows]):
 
     def _fresh(self, streams: Streams, rows: Tensor) -> SheetRows:
         config, n = self.config, len(rows)
-        build = self._compiled.specimens if self._compiled else config.specimen.build_bonded
-        specimen, neighbours = build(streams, rows, self.device)
+        specimen, neighbours = config.specimen.build_bonded(streams, rows, self.device)
         sheet = self.kinetics.sheet(specimen, neighbours, self._slots, streams, rows)
-        if (fewest := int(sheet.there.sum(1).amin())) < self._fewest:
-            raise ConfigError(
-                f"instrument.specimen: only {fewest} of {self._fewest} dopants found room; "
-                "make separation_ang smaller, or window_ang larger."
-            )
-        defocus = torch.full((n,), config.probe.defocus_ang, device=self.device)
-        if config.probe.defocus_sd_ang > 0.0:
-            defocus = defocus + config.probe.defocus_sd_ang * streams.normal(rows)
+        self._check_room(sheet.there)
+        defocus = self._draw_defocus(streams, rows)
         zero = torch.zeros(n, device=self.device)
         density, signal = self._beams.densities(zero.long(), defocus)
         none = torch.zeros(n, 0, device=self.device)
@@ -154,6 +147,29 @@ class SheetMicroscope(Column[SheetRows]):
             series=series,
             transfer=transfer,
         )
+
+    def _begin(self, streams: Streams, rows: Tensor) -> None:
+        config, state, compiled = self.config, self._now, self._compiled
+        if compiled is None or not compiled.begins:
+            super()._begin(streams, rows)
+            return
+        sites = compiled.lay(state, streams, rows)
+        self._check_room(sites[1])
+        law = config.kinetics.jumps.parameters(streams, rows)
+        if law.shape[1]:
+            write(state.sheet.law, rows, law)
+        defocus, drift = self._draw_defocus(streams, rows), start_drift(config.drift, streams, rows)
+        compiled.begin(state, streams, rows, sites, (defocus, drift.velocity_ang_per_s))
+        state.energy_kev.index_fill_(0, rows, config.probe.energy_kev)
+        state.beam_shift_ang.index_fill_(0, rows, 0.0)
+        state.blanked.index_fill_(0, rows, True)
+
+    def _check_room(self, there: Tensor) -> None:
+        if (fewest := int(there.sum(1).amin())) < self._fewest:
+            raise ConfigError(
+                f"instrument.specimen: only {fewest} of {self._fewest} dopants found room; "
+                "make separation_ang smaller, or window_ang larger."
+            )
 
     def _scan(self, scan: Scan) -> Reading:
         config, state, rows = self.config, self._now, scan.rows

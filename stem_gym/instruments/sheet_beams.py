@@ -16,7 +16,7 @@ from stem_gym.simulator.scattering import OBJECT_SIGMA_ANG, haadf_cross_section_
 
 
 class Beams:
-    """Tables over E energies, the first that of the probe's own settings.
+    """Tables over E energies, the first that of the probe's own settings: `flux` of it, and `signal` of its atoms.
 
     Raises ConfigError for energies that the rates of the sheet do not cover, and for pictures at several energies.
     """
@@ -34,8 +34,8 @@ class Beams:
         self.optics = optics[0]
         thermal, spread = config.specimen.thermal_sigma_ang, probe.defocus_sd_ang
         blur = (thermal**2 + OBJECT_SIGMA_ANG**2) ** 0.5
-        self._flux = [FluxTable.of(one, spread, thermal) for one in optics]
-        self._signal = [FluxTable.of(one, spread, blur) for one in optics]
+        self.flux = [FluxTable.of(one, spread, thermal) for one in optics]
+        self.signal = [FluxTable.of(one, spread, blur) for one in optics]
         numbers, detector = torch.arange(93, device=device), config.detector
         self.weight_ang2 = torch.stack(  # (E, Z) collected by the detector, by atomic number
             [
@@ -50,7 +50,7 @@ class Beams:
     def kinetics(self, config: SheetColumn, device: torch.device) -> Kinetics:
         """The events of the sheet at all energies."""
         elements = tuple(dict.fromkeys(dopant.element for dopant in config.specimen.dopants)) or ("Si",)
-        bound = max(highest_lattice_sum(table.density, BOND_ANG) for table in self._flux)
+        bound = max(highest_lattice_sum(table.density, BOND_ANG) for table in self.flux)
         sections = _learned_sections(config.kinetics, self.energies_kev)
         return Kinetics(config.kinetics, self.energies_kev, elements, bound, device, sections)
 
@@ -60,11 +60,11 @@ class Beams:
 
     def densities(self, energy: Tensor, defocus_ang: Tensor) -> tuple[Tensor, Tensor]:
         """Flux tables (n, R) of the probe at energies (n,) and defoci (n,), and those as wide as an atom scatters."""
-        flux, signal = self._flux[0].rows(defocus_ang), self._signal[0].rows(defocus_ang)
+        flux, signal = self.flux[0].rows(defocus_ang), self.signal[0].rows(defocus_ang)
         for number in range(1, len(self.energies_kev)):
             chosen = (energy == number).unsqueeze(1)
-            flux = torch.where(chosen, self._flux[number].rows(defocus_ang), flux)
-            signal = torch.where(chosen, self._signal[number].rows(defocus_ang), signal)
+            flux = torch.where(chosen, self.flux[number].rows(defocus_ang), flux)
+            signal = torch.where(chosen, self.signal[number].rows(defocus_ang), signal)
         return flux, signal
 
 

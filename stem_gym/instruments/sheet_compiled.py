@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from stem_gym.core.elements import atomic_number_of
 from stem_gym.core.errors import ConfigError
 from stem_gym.core.instructions import ATOMS, Dwell, Reading, Scan
 from stem_gym.core.streams import Streams
+from stem_gym.instruments.sheet_beams import Beams
 from stem_gym.instruments.sheet_haze import ATOMS_PER_ANG2
 from stem_gym.instruments.sheet_rows import SheetRows
 from stem_gym.simulator import compiled_sheet as machine
@@ -21,13 +23,12 @@ from stem_gym.simulator.exposure import samples_of
 from stem_gym.simulator.jumps import CrossSectionJumps, JumpMap
 from stem_gym.simulator.kinetics import Kinetics
 from stem_gym.simulator.microscope import SheetColumn
-from stem_gym.simulator.specimens import Specimen
 
 
 class CompiledSheet:
     """Executes Dwell and Scan on the rows of a column, in place. Raises ConfigError for what only torch code can do."""
 
-    def __init__(self, config: SheetColumn, kinetics: Kinetics, slots: int) -> None:
+    def __init__(self, config: SheetColumn, beams: Beams, kinetics: Kinetics, slots: int) -> None:
         require_numba("instrument.compiled")
         asked_too = {
             f"the device {kinetics.device}": kinetics.device.type != "cpu",
@@ -39,38 +40,34 @@ class CompiledSheet:
                 "instrument.compiled is for clean sheets without pictures on a CPU; leave it out, or change "
                 f"{', '.join(beyond)}."
             )
-        self._config, self._physics = config, _physics(config, kinetics)
+        self._config, self._physics = config, _physics(config, beams, kinetics)
+        recipe = config.specimen
+        self.begins = recipe.edge_probability == 0.0 and recipe.vacancies_max == recipe.contamination.blobs_max == 0
         self._slots, self._room = slots, machine.room(slots, samples=8)
-        made = config.specimen.templates()
-        flat = (made.cell_ang.astype(np.float32), made.xy_ang.astype(np.float32), made.atomic_number.astype(np.int64))
-        self._templates = (*flat, torch.from_numpy(made.neighbours.astype(np.int64)))
-        kinds = [
-            (atomic_number_of(kind.element), kind.count_min, kind.count_max, 0.5 * kind.window_ang)
-            for kind in config.specimen.dopants
-        ]
-        self._kinds = np.array(kinds, np.float64).reshape(-1, 4)
+        self._fresh = _fresh(config, kinetics)
         self._state: SheetRows | None = None
         self._address = torch.zeros(0)
         self._rows: Any = None
         self._calibration: dict[str, Tensor] | None = None
 
-    def specimens(self, streams: Streams, rows: Tensor, device: torch.device) -> tuple[Specimen, Tensor]:
-        """As `GrapheneRecipe.build_bonded`, which makes those with edges, vacancies and blobs."""
-        recipe, n = self._config.specimen, len(rows)
-        if recipe.edge_probability > 0.0 or recipe.vacancies_max or recipe.contamination.blobs_max:
-            return recipe.build_bonded(streams, rows, device)
-        cells, places, elements, neighbours = self._templates
-        sites = places.shape[1]
-        choice, cell = np.empty(n, np.int64), np.empty((n, 2), np.float32)
-        xy, number = np.empty((n, sites, 2), np.float32), np.empty((n, sites), np.int64)
+    def lay(self, state: SheetRows, streams: Streams, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Lay fresh sheets, and draw the sides that their dopants are on; sites (n, D) of these, and which there are.
+
+        Sheets with edges, vacancies or blobs are the reference's to make: `begins` says so.
+        """
+        n, sites = rows.shape[0], self._fresh.places_ang.shape[1]
+        choice, foreign = np.empty(n, np.int64), np.empty((n, sites), np.float32)
         space = np.empty(sites + 8), np.empty(sites, np.bool_), np.empty(sites, np.bool_)
-        ordered = self._kinds, np.float32(recipe.separation_ang)
-        told = choice, cell, xy, number
-        machine.lay(streams.address.numpy(), _plain(rows), (cells, places, elements), ordered, told, space)
-        atomic_number, none = torch.from_numpy(number), torch.zeros(n, 0)
-        sigma = torch.full((n, sites), recipe.thermal_sigma_ang)
-        drawn = (torch.from_numpy(cell), torch.from_numpy(xy), atomic_number, atomic_number > 0, sigma)
-        return Specimen(*drawn, torch.zeros(n, 0, 2), none, none), neighbours[torch.from_numpy(choice)]
+        machine.lay(self._buffers(state, streams), _plain(rows), self._fresh, choice, foreign, space)
+        there, site = torch.topk(torch.from_numpy(foreign), self._slots, dim=1)
+        return site, there > 0.5
+
+    def begin(
+        self, state: SheetRows, streams: Streams, rows: Tensor, sites: tuple[Tensor, Tensor], drawn: Sequence[Tensor]
+    ) -> None:
+        """Everything else that the physics of fresh sheets begins with; drawn are defocus (n,) and velocity (n, 2)."""
+        given = tuple(part.numpy() for part in sites), tuple(_plain(part) for part in drawn)
+        machine.begin(self._physics, self._buffers(state, streams), _plain(rows), self._fresh, *given)
 
     def dwell(self, state: SheetRows, streams: Streams, dwell: Dwell, least: int) -> Reading:
         """The reading of a dwell; without a trace it has `least` samples."""
@@ -161,7 +158,26 @@ def _plain(values: Tensor) -> np.ndarray:
     return plain
 
 
-def _physics(config: SheetColumn, kinetics: Kinetics) -> machine.Physics:
+def _fresh(config: SheetColumn, kinetics: Kinetics) -> machine.Fresh:
+    made, (numbers, barn) = config.specimen.templates(), kinetics.known_elements
+    kinds = [
+        (atomic_number_of(kind.element), kind.count_min, kind.count_max, 0.5 * kind.window_ang)
+        for kind in config.specimen.dopants
+    ]
+    return machine.Fresh(
+        cells_ang=made.cell_ang.astype(np.float32),
+        places_ang=made.xy_ang.astype(np.float32),
+        elements=made.atomic_number.astype(np.int64),
+        neighbours=made.neighbours.astype(np.int64),
+        kinds=np.array(kinds, np.float64).reshape(-1, 4),
+        separation_ang=config.specimen.separation_ang,
+        numbers=numbers.numpy(),
+        barn=barn.contiguous().numpy(),
+        fov_ang=config.fov_ang,
+    )
+
+
+def _physics(config: SheetColumn, beams: Beams, kinetics: Kinetics) -> machine.Physics:
     jumps, drift, detector, finder, model = (
         config.kinetics.jumps, config.drift, config.detector, config.finder, config.kinetics
     )  # fmt: skip
@@ -171,9 +187,14 @@ def _physics(config: SheetColumn, kinetics: Kinetics) -> machine.Physics:
         law, length = machine.MAP, jumps.reference_pa
     else:
         law, length = machine.LORENTZIAN, jumps.bond_ang
+    ladder = beams.flux[0].defocus_ang
     return machine.Physics(
         away_barn=kinetics.away_barn.double().numpy(),
         silicon_barn=kinetics.silicon_barn.numpy().copy(),
+        ladder_ang=torch.stack((ladder[0], ladder[:2].diff().sum())).numpy(),
+        flux=torch.cat([table.density for table in beams.flux]).numpy(),
+        signal=torch.cat([table.density for table in beams.signal]).numpy(),
+        weight_ang2=beams.weight_ang2.numpy(),
         law=law,
         law_length=length,
         bound_per_ang2=kinetics.density_bound_per_ang2,

@@ -129,9 +129,7 @@ class SimulatedMicroscope(Column[_Rows]):
         config, n = self.config, len(rows)
         specimen = config.specimen.build(streams, rows, self.device)
         structure = imaging.structure_coefficients(specimen, self._weights_ang2(specimen), self.harmonics)
-        defocus = torch.full((n,), config.probe.defocus_ang, device=self.device)
-        if config.probe.defocus_sd_ang > 0.0:
-            defocus = defocus + config.probe.defocus_sd_ang * streams.normal(rows)
+        defocus = self._draw_defocus(streams, rows)
         transfer = self._transfer(specimen.cell_ang, defocus)
         zero = torch.zeros(n, device=self.device)
         pair = torch.zeros(n, 2, device=self.device)

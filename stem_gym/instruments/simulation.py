@@ -33,6 +33,10 @@ class Simulation(Instrument, Generic[Rows]):
     def _fresh(self, streams: Streams, rows: Tensor) -> Rows:
         """New episodes for `rows` (n,)."""
 
+    def _begin(self, streams: Streams, rows: Tensor) -> None:
+        """Put new episodes on `rows` (n,) of the state that there is."""
+        write_rows(self._now, rows, self._fresh(streams, rows))
+
     def _book(self, reading: Reading) -> None:
         """Take the cost of a reading into the rows."""
 
@@ -43,12 +47,11 @@ class Simulation(Instrument, Generic[Rows]):
             raise InstructionError(f"{self.title} takes no reset options; given {sorted(options)}.")
         if self._state is None and len(rows) != self.rows:
             raise InstructionError(f"The first reset must start all {self.rows} rows; given {rows.tolist()[:8]}.")
-        fresh = self._fresh(streams, rows)
-        self._streams = streams
         if self._state is None:
-            self._state = clone_rows(fresh)  # they may be expanded views, and are written to from now on
+            self._state = clone_rows(self._fresh(streams, rows))  # may be expanded views, and is written to from now on
         else:
-            write_rows(self._state, rows, fresh)
+            self._begin(streams, rows)
+        self._streams = streams
 
     def execute(self, instruction: Instruction) -> Reading:
         """Do it. Raises CapabilityError or InstructionError before anything happens; never clips."""

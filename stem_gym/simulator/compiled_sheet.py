@@ -27,9 +27,11 @@ __all__ = [
     "MAP",
     "Dwells",
     "Frames",
+    "Fresh",
     "Physics",
     "Room",
     "Rows",
+    "begin",
     "dwell",
     "frame",
     "lay",
@@ -84,6 +86,7 @@ class Rows(NamedTuple):
     clock_s: ndarray
     electrons: ndarray
     seen_ang: ndarray
+    defocus_ang: ndarray
     density: ndarray
     signal: ndarray
     weight_ang2: ndarray
@@ -94,6 +97,10 @@ class Physics(NamedTuple):
 
     away_barn: ndarray  # (E, 2) of carbon away from dopants
     silicon_barn: ndarray  # (E, 2, 5) of silicon that a vacancy catches
+    ladder_ang: ndarray  # (2,) the first of F defoci, and the step to the next
+    flux: ndarray  # (E F, R) density of the probe at each energy and defocus
+    signal: ndarray  # (E F, R) the same, as wide as an atom scatters
+    weight_ang2: ndarray  # (E, Z) collected by the detector
     law: int
     law_length: float  # current of the map in pA, or bond of the toy in Å
     bound_per_ang2: float
@@ -148,6 +155,20 @@ class Frames(NamedTuple):
     told: ndarray  # (4, n) seconds, electrons, those per Å² and a pixel
 
 
+class Fresh(NamedTuple):
+    """What rows begin with: one of T orientations of K sites, and M kinds of dopant."""
+
+    cells_ang: ndarray  # (T, 2)
+    places_ang: ndarray  # (T, K, 2)
+    elements: ndarray  # (T, K)
+    neighbours: ndarray  # (T, K, 3)
+    kinds: ndarray  # (M, 4) element, least and most, half of the window
+    separation_ang: float
+    numbers: ndarray  # (N,) elements whose cross sections are known
+    barn: ndarray  # (N, 2, 5)
+    fov_ang: float
+
+
 class Room(NamedTuple):
     """Space for the numbers of the row that is worked on; `room` makes it."""
 
@@ -163,6 +184,7 @@ class Room(NamedTuple):
     size: ndarray  # (2,)
     cell: ndarray  # (4,) sides of the sheet, and one over them
     near: ndarray  # (D, 15) what surrounds each dopant
+    focus: ndarray  # (3,) rows of the tables that the defocus is between, and how far from the first
     law: ndarray  # (8,) parameters of the jumps
     flux: ndarray  # (3 D,) on each neighbour
     jump: ndarray  # (3 D,) rate towards each
@@ -180,6 +202,7 @@ def room(slots: int, samples: int) -> Room:
     shapes |= {
         "cell": 4,
         "near": (slots, _NEAR),
+        "focus": 3,
         "law": 8,
         "flux": 3 * slots,
         "jump": 3 * slots,
@@ -385,14 +408,26 @@ def _away(room: Any, slot: int, x: float, y: float) -> Any:
 
 
 @inlined
-def _density(table: ndarray, row: int, distance: float) -> float:
-    """`flux.density_at`."""
+def _density(table: ndarray, focus: ndarray, distance: float) -> float:
+    """`flux.density_at`, between two defoci: one table for all rows stays in the cache, as one for each would not."""
     if distance >= REACH_ANG:
         return 0.0
     at = min(distance * (1.0 / STEP_ANG), table.shape[1] - 1.001)
-    left = int(at)
-    low = float(table[row, left])
-    return low + (table[row, left + 1] - low) * (at - left)
+    left, first, second, share = int(at), int(focus[0]), int(focus[1]), focus[2]
+    low = (1.0 - share) * table[first, left] + share * table[second, left]
+    high = (1.0 - share) * table[first, left + 1] + share * table[second, left + 1]
+    return low + (high - low) * (at - left)
+
+
+@inlined
+def _focus(physics: Any, rows: Any, row: int, focus: ndarray) -> None:
+    """Where the tables of a row's probe are: `flux.FluxTable.rows`."""
+    nodes, at = len(physics.flux) // len(physics.away_barn), 0.0
+    if nodes > 1:
+        at = (rows.defocus_ang[row] - physics.ladder_ang[0]) / physics.ladder_ang[1]
+        at = min(max(at, 0.0), nodes - 1.001)
+    first = nodes * rows.energy[row] + int(at)
+    focus[0], focus[1], focus[2] = first, first + (nodes > 1), at - int(at)
 
 
 @inlined
@@ -401,7 +436,8 @@ def _load(physics: Any, rows: Any, row: int, room: Any) -> None:
     near, law, cell = room.near, room.law, room.cell
     for axis in range(2):
         cell[axis], cell[2 + axis] = rows.cell_ang[row, axis], 1.0 / rows.cell_ang[row, axis]
-    carbon = rows.weight_ang2[row, _CARBON]
+    weight = physics.weight_ang2[rows.energy[row]]
+    _focus(physics, rows, row, room.focus)
     for slot in range(near.shape[0]):
         for axis in range(2):
             near[slot, axis] = rows.dopant_ang[row, slot, axis]
@@ -413,7 +449,7 @@ def _load(physics: Any, rows: Any, row: int, room: Any) -> None:
                 gain += rows.near_barn[row, slot, kind] * rows.allowed[row, slot, k, kind]
             near[slot, _GAIN + k] = ANG2_PER_BARN * gain
             near[slot, _FREE + k] = rows.allowed[row, slot, k, _EXCHANGE]
-        excess = rows.weight_ang2[row, rows.near_number[row, slot]] - carbon
+        excess = weight[rows.near_number[row, slot]] - weight[_CARBON]
         near[slot, _EXCESS] = excess if rows.there[row, slot] else 0.0
     for k in range(rows.law.shape[1]):
         law[k] = rows.law[row, k]
@@ -434,7 +470,7 @@ def _jump_rate(kind: int, length: float, scale: float, law: ndarray, beam: Any, 
 
 
 @inlined
-def _rates(physics: Any, density: ndarray, row: int, x: float, y: float, room: Room) -> float:
+def _rates(physics: Any, x: float, y: float, room: Any) -> float:
     """Events per second beside dopants under a beam at (x, y); fills `room.flux` and `room.jump`, (3 D,) each."""
     near, flux, jump, law, kind = room.near, room.flux, room.jump, room.law, physics.law
     length, scale = physics.law_length, physics.current_pa / physics.law_length
@@ -443,7 +479,7 @@ def _rates(physics: Any, density: ndarray, row: int, x: float, y: float, room: R
         dx, dy = _away(room, slot, x, y)
         for k in range(3):
             bx, by = near[slot, _BOND + 2 * k], near[slot, _BOND + 2 * k + 1]
-            sent = per_second * _density(density, row, math.sqrt((dx - bx) ** 2 + (dy - by) ** 2))
+            sent = per_second * _density(physics.flux, room.focus, math.sqrt((dx - bx) ** 2 + (dy - by) ** 2))
             flux[3 * slot + k] = sent
             total += sent * near[slot, _GAIN + k]
             if kind != CROSS_SECTION:
@@ -511,14 +547,14 @@ def _next_event(physics: Any, rows: Any, row: int, sample_s: float, samples: int
     event[0] = _NOTHING
     for part in range(begin, samples):
         left = 1.0 - done if part == begin else 1.0
-        beside = _rates(physics, rows.density, row, path[part, 0], path[part, 1], room)
+        beside = _rates(physics, path[part, 0], path[part, 1], room)
         expected = left * sample_s * (beside + away + rest[1] + rest[2])
         if reached + expected > threshold:
             start = done if part == begin else 0.0
             moment[0], moment[1] = part, min(start + left * (threshold - reached) / expected, 1.0)
             _which(physics, rows, row, away, chance, room)
             if event[0] >= _KNOCK_OUT:
-                _place(physics, rows, row, event, place, (path[part, 0], path[part, 1], 0.0, 0.0))
+                _place(physics, rows, row, room, place, (path[part, 0], path[part, 1], 0.0, 0.0))
             return
         reached += expected
 
@@ -574,7 +610,7 @@ def _next_in_frame(physics: Any, rows: Any, row: int, frame: Any, room: Any) -> 
     event[0] = _NOTHING
     if wait < first and wait < 1.0:
         event[0] = _KNOCK_OUT + _pick(rates[_BESIDE:], 3, uniform[count + 2])
-        _place(physics, rows, row, event, uniform[count + 3], (centre[0], centre[1], size[0], size[1]))
+        _place(physics, rows, row, room, uniform[count + 3], (centre[0], centre[1], size[0], size[1]))
     elif first < math.inf:
         _expected(physics, rows, row, which, frame, rates)
         event[0], event[1], event[2] = _pick(rates, _BESIDE, uniform[count + 1]), which // 3, which % 3
@@ -596,11 +632,12 @@ def _expected(physics: Any, rows: Any, row: int, index: int, frame: Any, out: nd
 
 
 @compiled
-def _place(physics: Any, rows: Any, row: int, event: ndarray, uniform: float, where: Any) -> None:
+def _place(physics: Any, rows: Any, row: int, room: Any, uniform: float, where: Any) -> None:
     """Give an event away from dopants its site; a knock-out that the true rate does not take becomes REFUSED.
 
     `where` is the beam's x and y and two zeros in a dwell; in a frame, its middle, width and height.
     """
+    event, focus = room.event, room.focus
     if event[0] != _KNOCK_OUT:
         chosen, total = 0.0, 0
         for slot in range(rows.open.shape[1]):
@@ -622,7 +659,7 @@ def _place(physics: Any, rows: Any, row: int, event: ndarray, uniform: float, wh
         if width > 0.0:
             share = (abs(dx) <= 0.5 * width and abs(dy) <= 0.5 * height) / sites
         else:
-            share = _density(rows.density, row, math.sqrt(dx * dx + dy * dy)) / physics.bound_per_ang2
+            share = _density(physics.flux, focus, math.sqrt(dx * dx + dy * dy)) / physics.bound_per_ang2
         reached += share * barn / worst
         if reached > uniform:
             event[3] = site
@@ -742,13 +779,13 @@ def _trace(physics: Any, rows: Any, row: int, sample_s: float, first: int, sampl
     """Counts of the samples from `first` on: `detectors.detect` of what the probe sees at each place."""
     beam, near = physics.current_pa * sample_s * ELECTRONS_PER_PC, room.near
     path, counts = room.path, room.counts
-    sheet, dark = physics.atoms_per_ang2 * rows.weight_ang2[row, _CARBON], physics.dark_per_s * sample_s
+    sheet, dark = physics.atoms_per_ang2 * physics.weight_ang2[rows.energy[row], _CARBON], physics.dark_per_s * sample_s
     _uniforms(rows.address, row, samples, room.uniform)
     for sample in range(first, samples):
         fraction = sheet
         for slot in range(near.shape[0]):
             dx, dy = _away(room, slot, path[sample, 0], path[sample, 1])
-            fraction += _density(rows.signal, row, math.sqrt(dx * dx + dy * dy)) * near[slot, _EXCESS]
+            fraction += _density(physics.signal, room.focus, math.sqrt(dx * dx + dy * dy)) * near[slot, _EXCESS]
         electrons = _poisson(_F(room.uniform[sample]), _F(max(fraction, 0.0) * beam + dark))
         counts[sample] = electrons * physics.gain + physics.offset
     if physics.read_noise > 0.0:
@@ -829,7 +866,11 @@ def dwell(physics: Physics, rows: Rows, which: ndarray, dwells: Dwells, room: Ro
         sent = physics.current_pa * seconds * ELECTRONS_PER_PC
         for sample in range(samples):
             dwells.counts[n, sample] = counts[sample]
-        dwells.told[0, n], dwells.told[1, n], dwells.told[2, n] = seconds, sent, sent * rows.density[row, 0]
+        dwells.told[0, n], dwells.told[1, n], dwells.told[2, n] = (
+            seconds,
+            sent,
+            sent * _density(physics.flux, room.focus, 0.0),
+        )
         dwells.told[3, n], dwells.told[4, n] = sample_s, physics.current_pa * sample_s * ELECTRONS_PER_PC
         _spend(rows, row, seconds, sent, room.drift)
 
@@ -937,34 +978,37 @@ def _sort(places: ndarray, bonds: ndarray) -> None:
 
 
 @compiled
-def lay(address: ndarray, which: ndarray, templates: Any, recipe: Any, told: Any, space: Any) -> None:
-    """Whole sheets with dopants for the rows `which` (n,), in single precision: `GrapheneRecipe.build`, bit for bit.
+def lay(rows: Rows, which: ndarray, fresh: Fresh, choice: ndarray, foreign: ndarray, space: Any) -> None:
+    """Whole sheets with dopants on the rows `which` (n,), in single precision: `GrapheneRecipe.build`, bit for bit.
 
-    `templates` are cells (T, 2), places (T, K, 2) and elements (T, K). `recipe` is kinds of dopant (M, 4), by element,
-    least, most and half a window, and their separation. `told` are the templates taken (n,), and the same three.
+    Tells the templates taken, `choice` (n,), and where the dopants are, `foreign` (n, K). Their slots have no site yet.
     """
-    cells, places, elements = templates
-    kinds, separation_ang = recipe
-    choice, cell, xy, number = told
+    places, kinds = fresh.places_ang, fresh.kinds
     uniform, free, allowed = space
-    sites, near = places.shape[1], separation_ang * separation_ang
+    sites, near = places.shape[1], _F(fresh.separation_ang) * _F(fresh.separation_ang)
     for n in range(len(which)):
-        _uniforms(address, which[n], 4, uniform)
-        pick = int(_F(uniform[0]) * _F(len(cells)))
-        width, height, mirror = cells[pick, 0], cells[pick, 1], _F(-1.0 if uniform[3] < 0.5 else 1.0)
+        row = which[n]
+        xy, number = rows.xy_ang[row], rows.atomic_number[row]
+        _uniforms(rows.address, row, 4, uniform)
+        pick = int(_F(uniform[0]) * _F(len(places)))
+        width, height = fresh.cells_ang[pick, 0], fresh.cells_ang[pick, 1]
+        mirror = _F(-1.0 if uniform[3] < 0.5 else 1.0)
         right, down = _F(uniform[1]) * width, _F(uniform[2]) * height
-        choice[n], cell[n, 0], cell[n, 1] = pick, width, height
+        choice[n], rows.cell_ang[row, 0], rows.cell_ang[row, 1] = pick, width, height
         for site in range(sites):
-            xy[n, site, 0] = _wrapped(places[pick, site, 0] * mirror + right, width)
-            xy[n, site, 1] = _wrapped(places[pick, site, 1] + down, height)
-            number[n, site] = elements[pick, site]
-            free[site] = number[n, site] > 0
+            xy[site, 0] = _wrapped(places[pick, site, 0] * mirror + right, width)
+            xy[site, 1] = _wrapped(places[pick, site, 1] + down, height)
+            number[site] = fresh.elements[pick, site]
+            rows.present[row, site] = free[site] = number[site] > 0
+            foreign[n, site] = 0.0
+            for k in range(3):
+                rows.neighbours[row, site, k] = fresh.neighbours[pick, site, k]
         for kind in range(len(kinds)):
-            _uniforms(address, which[n], 1 + sites, uniform)
+            _uniforms(rows.address, row, 1 + sites, uniform)
             element, least, most, half = int(kinds[kind, 0]), kinds[kind, 1], kinds[kind, 2], _F(kinds[kind, 3])
             more = min(np.floor(_F(uniform[0]) * _F(most - least + 1.0)), most - least)
             for site in range(sites):
-                x, y = _nearest(xy[n, site, 0], width), _nearest(xy[n, site, 1], height)
+                x, y = _nearest(xy[site, 0], width), _nearest(xy[site, 1], height)
                 allowed[site] = free[site] and max(abs(x), abs(y)) < half
                 free[site] = free[site] and not allowed[site]
             for _ in range(int(least + more)):
@@ -974,14 +1018,61 @@ def lay(address: ndarray, which: ndarray, templates: Any, recipe: Any, told: Any
                         best, largest = site, uniform[1 + site]
                 if best < 0:
                     break
-                number[n, best], allowed[best] = element, False
+                number[best], foreign[n, best], allowed[best] = element, 1.0, False
                 for site in range(sites):
-                    x = _nearest(xy[n, site, 0] - xy[n, best, 0], width)
-                    y = _nearest(xy[n, site, 1] - xy[n, best, 1], height)
+                    x = _nearest(xy[site, 0] - xy[best, 0], width)
+                    y = _nearest(xy[site, 1] - xy[best, 1], height)
                     if x * x + y * y < near:
                         allowed[site] = False
             for site in range(sites):
                 free[site] = free[site] or allowed[site]
+        _uniforms(rows.address, row, rows.raised.shape[1], uniform)
+        for slot in range(rows.raised.shape[1]):
+            rows.raised[row, slot] = uniform[slot] < 0.5
+
+
+@compiled
+def begin(physics: Physics, rows: Rows, which: ndarray, fresh: Fresh, slots: Any, drawn: Any) -> None:
+    """All else of rows (n,) on which fresh sheets lie: `Kinetics.sheet` and `SheetMicroscope._fresh`, bit for bit.
+
+    `slots` are the sites (n, D) of the dopants and whether there is one; drawn are defoci (n,) and velocities (n, 2).
+    """
+    (site, there), (defocus_ang, velocity) = slots, drawn
+    nodes, lengths = len(physics.flux) // len(physics.away_barn), physics.flux.shape[1]
+    for n in range(len(which)):
+        row = which[n]
+        for slot in range(site.shape[1]):
+            rows.dopant[row, slot], rows.there[row, slot] = site[n, slot], there[n, slot]
+            rows.rotated[row, slot], kind = 0, 0
+            for k in range(len(fresh.numbers) - 1, -1, -1):
+                if fresh.numbers[k] == rows.atomic_number[row, site[n, slot]]:
+                    kind = k
+            for side in range(2):
+                for event in range(_BESIDE):
+                    barn = fresh.barn[kind, side, event]
+                    rows.barn[row, slot, side, event] = barn if there[n, slot] else _F(0.0)
+        for slot in range(rows.open.shape[1]):
+            rows.vacancy[row, slot], rows.open[row, slot] = 0, False
+        rows.energy[row] = rows.jumps[row] = rows.lost[row] = 0
+        rows.edged[row] = False
+        _look(rows, row)
+        for axis in range(2):
+            rows.position_ang[row, axis] = rows.creep_ang[row, axis] = rows.seen_ang[row, axis] = 0.0
+            rows.velocity_ang_per_s[row, axis], rows.place[row, axis] = velocity[n, axis], 0.5
+        rows.clock_s[row], rows.electrons[row], rows.fov_ang[row] = 0.0, 0.0, fresh.fov_ang
+        rows.defocus_ang[row], left, share = defocus_ang[n], 0, _F(0.0)
+        if nodes > 1:
+            last = _F(nodes - 1.001)
+            at = min(max((defocus_ang[n] - physics.ladder_ang[0]) / physics.ladder_ang[1], _F(0.0)), last)
+            left, share = int(at), at - _F(int(at))
+        right = min(left + 1, nodes - 1)
+        for length in range(lengths):
+            low, high = physics.flux[left, length], physics.flux[right, length]
+            rows.density[row, length] = low * (_F(1.0) - share) + high * share
+            low, high = physics.signal[left, length], physics.signal[right, length]
+            rows.signal[row, length] = low * (_F(1.0) - share) + high * share
+        for element in range(physics.weight_ang2.shape[1]):
+            rows.weight_ang2[row, element] = physics.weight_ang2[0, element]
 
 
 @inlined

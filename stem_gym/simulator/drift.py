@@ -71,11 +71,13 @@ def start_drift(model: DriftModel, streams: NormalRows, rows: Tensor) -> DriftSt
     """A fresh state for each of `rows` (n,): at the origin, with a random velocity and scan distortion."""
     draw = streams.normal(rows, (5,))
     velocity = draw[:, :2] * (model.speed_ang_per_s / 2.0**0.5)
-    scale_x, scale_y = 1.0 + model.scale_error * draw[:, 2], 1.0 + model.scale_error * draw[:, 3]
-    upper = torch.stack((scale_x, model.shear_error * draw[:, 4]), dim=-1)
-    lower = torch.stack((torch.zeros_like(scale_y), scale_y), dim=-1)
+    distortion = torch.eye(2, device=draw.device).repeat(len(rows), 1, 1)
+    if model.scale_error or model.shear_error:
+        distortion[:, 0, 0] += model.scale_error * draw[:, 2]
+        distortion[:, 1, 1] += model.scale_error * draw[:, 3]
+        distortion[:, 0, 1] += model.shear_error * draw[:, 4]
     zero = torch.zeros_like(velocity)
-    return DriftState(zero, velocity, zero.clone(), torch.stack((upper, lower), dim=-2))
+    return DriftState(zero, velocity, zero.clone(), distortion)
 
 
 def move_stage(model: DriftModel, state: DriftState, step_ang: Tensor) -> DriftState:

@@ -202,6 +202,11 @@ class Kinetics:
         return self._settle(sheet, rows, event, uniform[:, count + 3], frame), torch.minimum(first, wait)
 
     @property
+    def known_elements(self) -> tuple[Tensor, Tensor]:
+        """Atomic numbers (N,) whose events are known, and the cross sections (N, 2, 5) that a sheet begins with."""
+        return self._number, self._barn[0]
+
+    @property
     def silicon_barn(self) -> Tensor:
         """Cross sections (E, 2, 5) of silicon that a vacancy catches."""
         return self._barn[:, -1]

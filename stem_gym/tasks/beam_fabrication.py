@@ -302,7 +302,7 @@ class BeamFabrication(Task[State]):
             if reading.verb == "Scan":
                 state = put_rows(state, rows, self._see_frame(take_rows(state, rows), reading))
             elif reading.verb == "Set":
-                state = put_rows(state, rows, self._see_controls(take_rows(state, rows), reading.data))
+                state = self._see_controls(state, rows, reading.data)
         return state, self._observation(state)
 
     def score(self, state: State, readings: Sequence[Reading], truth: Mapping[str, Tensor]) -> tuple[State, Score]:
@@ -403,17 +403,17 @@ class BeamFabrication(Task[State]):
         each = take(beam_shift, which).unbind(1)
         return state, [Set(take(rows, which), name, value) for name, value in zip(_BEAM_SHIFT, each, strict=True)]
 
-    def _see_controls(self, state: State, data: Mapping[str, Tensor]) -> State:
-        """The state of n rows after a control was set, as the instrument reads it back."""
+    def _see_controls(self, state: State, rows: Tensor, data: Mapping[str, Tensor]) -> State:
+        """The state after a control of `rows` (n,) was set, as the instrument reads it back."""
         shift, beam_shift, energy = state.shift_ang, state.beam_shift_ang, state.energy
         for axis, name in enumerate(_BEAM_SHIFT):
             if name in data:
                 one = torch.eye(2, device=shift.device)[axis]
-                step = one * (data[name].unsqueeze(1) - beam_shift)
-                shift, beam_shift = shift - step, beam_shift + step
+                step = one * (data[name].unsqueeze(1) - take(beam_shift, rows))
+                shift, beam_shift = add(shift, rows, -step), add(beam_shift, rows, step)
         if "energy_kev" in data:
             allowed = torch.tensor(self.config.energies_kev, device=shift.device)
-            energy = (data["energy_kev"].unsqueeze(1) - allowed).abs().argmin(1)
+            energy = put(energy, rows, (data["energy_kev"].unsqueeze(1) - allowed).abs().argmin(1))
         return changed(state, shift_ang=shift, beam_shift_ang=beam_shift, energy=energy)
 
     def _set_energy(self, rows: Tensor, energy: Tensor) -> list[Instruction]:

@@ -161,13 +161,32 @@ def test_fresh_sheets_are_those_of_the_reference_to_the_last_bit(separation_ang)
     for is_compiled in (False, True):
         settings = {"kind": "sheet", "specimen": specimen, "compiled": is_compiled}
         instrument, streams = make("sheet", settings, 100, torch.device("cpu")), Streams(row_seeds(8, 100))
-        streams.next_episode(torch.arange(100))
-        instrument.reset(streams, torch.arange(100))
+        for _ in range(2):  # the first ones are the reference's in any case
+            streams.next_episode(torch.arange(100))
+            instrument.reset(streams, torch.arange(100))
         instrument.reset(streams, torch.tensor([60, 7]))
         made.append(instrument._now)
     found, expected = buffers(made[1]), buffers(made[0])
     assert all(torch.equal(value, expected[key]) for key, value in found.items())
     assert (found[".sheet.atomic_number"] == 15).any()
+
+
+@pytest.mark.parametrize(
+    "name", ["a sheet that breaks, heals and catches silicon", "two energies", "a map drawn for each row"]
+)
+def test_nothing_of_an_episode_is_left_in_the_next(name):
+    """Rows that were played and begin again are, to the last bit, those of a reference that was not played."""
+    change = SETTINGS[name] | {"probe": {"energy_kev": 60.0, "defocus_sd_ang": 5.0} | SETTINGS[name].get("probe", {})}
+    reference, fast = (column(ROWS, kind, **change) for kind in (False, True))
+    play(fast, 9)
+    assert (fast._now.sheet.lost > 0).any() or (fast._now.sheet.jumps > 0).any()
+    for instrument in (reference, fast):
+        streams = Streams(row_seeds(5, ROWS))
+        streams.next_episode(torch.arange(ROWS))
+        instrument.reset(streams, torch.arange(ROWS))
+    found = buffers(fast._now)
+    for key, value in buffers(reference._now).items():
+        assert torch.equal(found[key], value), key
 
 
 def test_rows_that_are_not_named_are_not_touched():
