@@ -132,7 +132,9 @@ class CompiledFabrication(BeamFabrication):
         cells = tuple(numbers.squeeze(1).numpy() for numbers in cell_numbers(self._cells_aside, atom_ang.device))
         given = tuple(part.contiguous().numpy() for part in (atom_ang, bond_ang, chance))
         goals = np.empty((len(atom_ang), 1, 2), np.float32)
-        draw_goals(np.float32(0.5 * self.config.fov_ang), np.float32(self.config.goal_ang**2), cells, given, goals)
+        space = np.empty(2 * len(cells[0]), np.int64)
+        limits = np.float32(0.5 * self.config.fov_ang), np.float32(self.config.goal_ang**2)
+        draw_goals(*limits, cells, given, space, goals)
         return torch.from_numpy(goals)
 
     def _tell_trace(self, reading: Reading) -> Tensor:
@@ -270,33 +272,36 @@ def look(fov_ang: float, found: Any, given: Any, told: Any, distance: ndarray) -
 
 
 @compiled
-def draw_goals(room_ang: Any, farthest: Any, cells: Any, given: Any, told: ndarray) -> None:
+def draw_goals(room_ang: Any, farthest: Any, cells: Any, given: Any, allowed: ndarray, told: ndarray) -> None:
     """A site of the first frame for each row, by its chance: `BeamFabrication._goals`, bit for bit.
 
-    `farthest` is the square of the largest distance from the atom.
+    `farthest` is the square of the largest distance from the atom; `allowed` has space for the numbers of all sites.
     """
-    along, across = cells
     atoms, bonds, chance = given
-    nearest = np.float32((0.5 * BOND_ANG) ** 2)
+    nearest, sites = np.float32((0.5 * BOND_ANG) ** 2), 2 * cells[0].shape[0]
     for row in range(atoms.shape[0]):
-        x, y = atoms[row, 0, 0], atoms[row, 0, 1]
-        ax, ay = bonds[row, 0, 0, 0] - bonds[row, 0, 1, 0], bonds[row, 0, 0, 1] - bonds[row, 0, 1, 1]
+        x, y, bond = atoms[row, 0, 0], atoms[row, 0, 1], bonds[row, 0, 0]
+        ax, ay = bond[0] - bonds[row, 0, 1, 0], bond[1] - bonds[row, 0, 1, 1]
         bx, by = bonds[row, 0, 1, 0] - bonds[row, 0, 2, 0], bonds[row, 0, 1, 1] - bonds[row, 0, 2, 1]
-        allowed, wanted = 0, np.float32(-1.0)
-        for count in (True, False):
-            if not count:
-                allowed, wanted = 0, chance[row, 0] * np.float32(allowed)
-            for site in range(2 * along.shape[0]):
-                k = site % along.shape[0]
-                u, v = x + along[k] * ax + across[k] * bx, y + along[k] * ay + across[k] * by
-                if site >= along.shape[0]:
-                    u, v = u + bonds[row, 0, 0, 0], v + bonds[row, 0, 0, 1]
-                square = (u - x) * (u - x) + (v - y) * (v - y)
-                allowed += max(abs(u), abs(v)) < room_ang and nearest < square <= farthest
-                if not count:
-                    told[row, 0, 0], told[row, 0, 1] = u, v
-                    if allowed > wanted:
-                        break
+        count = 0
+        for site in range(sites):
+            u, v = _site(site, (x, y), (ax, ay), (bx, by), bond, cells)
+            square = (u - x) * (u - x) + (v - y) * (v - y)
+            if max(abs(u), abs(v)) < room_ang and nearest < square <= farthest:
+                allowed[count] = site
+                count += 1
+        pick = int(chance[row, 0] * np.float32(count))
+        site = allowed[pick] if pick < count else sites - 1
+        told[row, 0, 0], told[row, 0, 1] = _site(site, (x, y), (ax, ay), (bx, by), bond, cells)
+
+
+@inlined
+def _site(site: int, first: Any, right: Any, down: Any, bond: ndarray, cells: Any) -> Any:
+    """Where a site is: those of the sublattice of `first` come first, then those of the other."""
+    along, across = cells
+    k = site if site < along.shape[0] else site - along.shape[0]
+    u, v = first[0] + along[k] * right[0] + across[k] * down[0], first[1] + along[k] * right[1] + across[k] * down[1]
+    return (u, v) if site < along.shape[0] else (u + bond[0], v + bond[1])
 
 
 @compiled
