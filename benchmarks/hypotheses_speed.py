@@ -1,10 +1,11 @@
-"""How long a decision between laws takes on one core: the referee, what experiments tell, one episode and 64.
+"""How long a decision between laws takes on one core: the referee, and what experiments tell, of 64 episodes.
 
 python benchmarks/hypotheses_speed.py             # milliseconds; stores results/hypotheses_speed.json
 
-At the size of the issue: 16,384 particles of four laws, 120 designs. Each figure is the median of calls with a warm
-cache, after five measurements; the forecast (values of a resample of the particles) is a part of both decisions. Told
-is time of the processor on one thread, which others at work on the machine disturb least; wall time is stored beside.
+With 16,384 particles of four laws and 120 designs, after five measurements, the same episodes one by one and side by
+side. Each figure is the median of calls with a warm cache; the forecast (values of a resample of the particles) is a
+part of both decisions. Told is time of the processor on one thread, which others at work on the machine disturb least;
+wall time is stored beside.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.throughput import machine
+from stem_gym.core.batch import take_rows
 from stem_gym.core.config import parse
 from stem_gym.core.experiments import Experiment, History, Protocol
 from stem_gym.simulator.laws import bind_set
@@ -43,15 +45,19 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     draws = [int(one) for one in given.draws.split(",")]
-    alone, many = parts(1, draws), parts(TOGETHER, draws)
+    experiment = parse(Experiment, STD, "benchmark")
+    played = campaigns(experiment, TOGETHER)
+    each = [parts(experiment, take_rows(played, torch.tensor([row])), draws) for row in range(TOGETHER)]
+    many = parts(experiment, played, draws)
     rows = []
-    for what, call in alone.items():
-        one, together = median_ms(call, given.runs), median_ms(many[what], given.runs)
-        row: dict[str, Any] = {"what": what, "one_ms": one[0], "together_ms": together[0] / TOGETHER}
-        row |= {"one_wall_ms": one[1], "together_wall_ms": together[1] / TOGETHER}
+    for what in many:
+        alone = median_ms(partial(in_turn, [one[what] for one in each]), given.runs)
+        together = median_ms(many[what], given.runs)
+        row: dict[str, Any] = {"what": what, "one_ms": alone[0] / TOGETHER, "together_ms": together[0] / TOGETHER}
+        row |= {"one_wall_ms": alone[1] / TOGETHER, "together_wall_ms": together[1] / TOGETHER}
         rows.append(row)
         print(
-            f"{what:<36} {row['one_ms']:8.2f} ms alone, {row['together_ms']:8.3f} ms an episode of {TOGETHER}: "
+            f"{what:<36} {row['one_ms']:8.2f} ms one by one, {row['together_ms']:8.3f} ms side by side: "
             f"{row['one_ms'] / row['together_ms']:.1f} times less",
             flush=True,
         )
@@ -60,12 +66,10 @@ def main() -> None:
     (given.out / FILE).write_text(json.dumps({"machine": machine(), **sizes, "rows": rows}, indent=1) + "\n")
 
 
-def parts(rows: int, every_draws: Sequence[int]) -> dict[str, Callable[[], object]]:
-    """What a decision of so many episodes is made of, ready to be called."""
-    experiment = parse(Experiment, STD, "benchmark")
-    designs, factor = Protocol(experiment).designs(), torch.ones(rows)
-    history, none = campaign(experiment, rows), GaussianLaw(experiment)
-    used = history.done.sum(1)
+def parts(experiment: Experiment, history: History, every_draws: Sequence[int]) -> dict[str, Callable[[], object]]:
+    """What a decision of episodes with such a history is made of, ready to be called."""
+    rows, used = len(history.done), history.done.sum(1)
+    designs, factor, none = Protocol(experiment).designs(), torch.ones(rows), GaussianLaw(experiment)
     referee = Referee(experiment, rows, PARTICLES)
     referee.update(history)
     probability = referee.probability[:, :-1]
@@ -89,7 +93,13 @@ def parts(rows: int, every_draws: Sequence[int]) -> dict[str, Callable[[], objec
     }
 
 
-def campaign(experiment: Experiment, rows: int) -> History:
+def in_turn(calls: Sequence[Callable[[], object]]) -> None:
+    """One call after the other."""
+    for call in calls:
+        call()
+
+
+def campaigns(experiment: Experiment, rows: int) -> History:
     """Random experiments of worlds from the priors."""
     generator = torch.Generator().manual_seed(0)
     designs, laws = Protocol(experiment).designs(), list(bind_set(experiment.law_set).values())

@@ -7,7 +7,8 @@ silicon and carbon have exchanged their sites, the carbon atom was ejected, or s
 
 Energies near the thresholds and directions near the beam are drawn more often; the weight of a trajectory is the
 density, uniform in energy and solid angle, over the density it was drawn from. In every second shard for training the
-energies of a direction are not drawn but close in on its thresholds; such trajectories have the weight zero.
+energies of a direction are not drawn but close in on its thresholds, and more of the directions are nearly along the
+beam, where the potential's thresholds jump within half a degree; such trajectories have the weight zero.
 
 Files are written atomically and never rewritten: a run that was killed goes on where it stopped, and several
 processes may share a folder (`--part 0/4` … `--part 3/4`).
@@ -38,17 +39,22 @@ _SITE_SHARES = (0.46, 0.22, 0.16, 0.16)  # most where most can happen
 _WINDOWS_EV = ((12.0, 23.0), (17.0, 25.0), (18.0, 27.0), (14.0, 24.0))  # around the thresholds of each site
 _WINDOW_SHARE = 0.85
 _SMALL_TILT_DEG, _SMALL_TILT_SHARE = 22.0, 0.55
-_TRIES, _BRACKET_EV = 8, (11.0, 29.0)
+_NARROW_TILT_DEG, _NARROW_SHARE = 3.0, 0.3  # of directions whose thresholds are closed in on
+_TRIES = 8
 ANG_FS_PER_M_S = 1e-5
 
 
-def draw(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Sites (n,), transfers (n,) in eV, directions (n, 3) and weights (n,)."""
+def draw(
+    rng: np.random.Generator, count: int, narrow_share: float = 0.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Sites (n,), transfers (n,) in eV, directions (n, 3) and weights (n,), which hold where no share is narrow."""
     site = rng.choice(len(SITES), count, p=_SITE_SHARES)
     low, high = np.array(_WINDOWS_EV)[site].T
     near, anywhere = rng.uniform(low, high), rng.uniform(*ENERGY_SPAN_EV, count)
     transfer = np.where(rng.uniform(size=count) < _WINDOW_SHARE, near, anywhere)
     widest = np.where(rng.uniform(size=count) < _SMALL_TILT_SHARE, _SMALL_TILT_DEG, LARGEST_TILT_DEG)
+    if narrow_share > 0.0:
+        widest = np.where(rng.uniform(size=count) < narrow_share, _NARROW_TILT_DEG, widest)
     tilt_deg = rng.uniform(0.0, widest)
     azimuth = rng.uniform(0.0, 2 * np.pi, count)
     direction = np.stack([tilted(t, a) for t, a in zip(np.radians(tilt_deg), azimuth, strict=True)])
@@ -89,7 +95,7 @@ def closes_in(number: int) -> bool:
 def make_shard(seed: int, number: int, count: int, velocity_variance_m2_s2: float = 0.0) -> Trajectories:
     """Draw and run the recoils of one shard."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number,)))
-    site, transfer, direction, weight = draw(rng, count)
+    site, transfer, direction, weight = draw(rng, count, _NARROW_SHARE if closes_in(number) else 0.0)
 
     def outcome_of(row: int, transfer_ev: float) -> Result:
         sheet = sheet_of(SITES[site[row]])
@@ -99,7 +105,9 @@ def make_shard(seed: int, number: int, count: int, velocity_variance_m2_s2: floa
     if closes_in(number):
         row = np.repeat(np.arange(count), _TRIES)[:count]
         site, direction, weight = site[row], direction[row], np.zeros(count)
-        pairs = [pair for first in range(0, count, _TRIES) for pair in _close_in(first, outcome_of, rng)][:count]
+        firsts = range(0, count, _TRIES)
+        pairs = [pair for first in firsts for pair in _close_in(first, _WINDOWS_EV[site[first]], outcome_of, rng)]
+        pairs = pairs[:count]
         transfer, results = np.array([energy for energy, _ in pairs]), [result for _, result in pairs]
     else:
         results = [outcome_of(row, float(energy)) for row, energy in enumerate(transfer)]
@@ -110,18 +118,18 @@ def make_shard(seed: int, number: int, count: int, velocity_variance_m2_s2: floa
 
 
 def _close_in(
-    row: int, outcome_of: Callable[[int, float], Result], rng: np.random.Generator
+    row: int, window_ev: tuple[float, float], outcome_of: Callable[[int, float], Result], rng: np.random.Generator
 ) -> list[tuple[float, Result]]:
     """Energies and results of one direction: half of the tries close in on displacement, half on ejection.
 
-    The next energy is a random one near the middle of the bracket.
+    The next energy is a random one near the middle of the bracket, which is the window at first.
     """
     found: list[tuple[float, Result]] = []
     for events in (EVENTS["displaced"], EVENTS["ejected"]):
         for _ in range(_TRIES // 2):
             hits = [energy for energy, r in found if OUTCOMES[r.outcome] in events]
-            above = min([_BRACKET_EV[1], *hits])
-            below = max([_BRACKET_EV[0], *(e for e, r in found if OUTCOMES[r.outcome] not in events and e < above)])
+            above = min([window_ev[1], *hits])
+            below = max([window_ev[0], *(e for e, r in found if OUTCOMES[r.outcome] not in events and e < above)])
             energy = float(below + (above - below) * rng.uniform(0.3, 0.7))
             found.append((energy, outcome_of(row, energy)))
     return found

@@ -20,7 +20,7 @@ from stem_gym.core.experiments import Noise
 _CELLS = 96  # of values, and of measurements
 _REACH = 6.0  # deviations of noise that the cells of measurements go beyond those of values
 _TINY = 1e-30
-_IN_CACHE = 2**19  # values
+_IN_CACHE = 2**17  # values
 
 
 @dataclass(frozen=True)

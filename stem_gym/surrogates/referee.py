@@ -29,7 +29,10 @@ _FEW = 0.3  # share of the particles below which their effective number calls fo
 _MOVES = (0.8, 0.3)  # lengths of the Metropolis steps, in units of the best for a Gaussian
 _WIDER = 1.2  # how much wider than the particles the Gaussian is, from which all are drawn anew once
 _BEST_STEP = 2.38  # over the root of the dimension (Roberts, Gelman and Gilks, Ann. Appl. Probab. 7, 110, 1997)
+_IN_CACHE = 2**18  # numbers that parameters of particles may be, of rows that are renewed together
 _HALF_LOG_TAU = 0.5 * math.log(2.0 * math.pi)
+
+_Judged = tuple[list[dict[str, Tensor]], Tensor, Tensor]  # parameters by law, factors of sites, values of sites
 
 
 @dataclass
@@ -63,7 +66,9 @@ class Referee:
         self.experiment, self.rows, self.particles, self.none = experiment, rows, particles, none
         self._dtype = dtype
         self._laws = list(bind_set(experiment.law_set).values())
-        sites = experiment.sites
+        axes, sites = experiment.law_set.axes, experiment.sites
+        self._axes = {axis.name: axis.grid().reshape([-1 if other is axis else 1 for other in axes]) for axis in axes}
+        self._designs = torch.cartesian_prod(*(axis.grid() for axis in axes)).reshape(-1, len(axes))
         self._sites = sites.count if sites else 1
         self._factor = sites.factor if sites else 0.0
         self._remembers = bool(sites and sites.remembers)
@@ -140,7 +145,7 @@ class Referee:
         """
         index = _systematic(self._cloud.log_weight, draws, torch.full((self.rows, len(self._laws), 1), 0.5))
         z = _gather(self._cloud.z, index)  # (B, L, S, Q)
-        value = self._means(z.unsqueeze(3), design)  # (B, L, S, E)
+        value = self._at_designs(z, design)  # (B, L, S, E)
         if site is not None and self._history is not None:
             fresh = self._last_at(site) < 0 if fresh is None else fresh
             calibrated = self._calibrated_at(site) if calibrated is None else calibrated
@@ -207,30 +212,42 @@ class Referee:
             site_value=torch.zeros(rows, laws, count, kept, dtype=self._dtype),
         )
 
-    def _means(self, z: Tensor, design: Tensor) -> Tensor:
-        """What the laws say, for z (B, L, …, Q) and experiments that broadcast with its (B, …)."""
-        said = [law.mean(z[:, i, ..., : len(law.parameters)], design) for i, law in enumerate(self._laws)]
-        return torch.stack(said, dim=1)
+    def _values(self, z: Tensor) -> list[dict[str, Tensor]]:
+        """The parameters (B, …) of each law by name, for z (B, L, …, Q)."""
+        return [law.values(z[:, i]) for i, law in enumerate(self._laws)]
+
+    def _means(self, values: list[dict[str, Tensor]], design: Tensor) -> Tensor:
+        """What the laws say, (B, L, …), for their parameters and experiments that broadcast with these."""
+        return torch.stack([law.of(mine, design) for law, mine in zip(self._laws, values, strict=True)], dim=1)
+
+    def _at_designs(self, z: Tensor, design: Tensor) -> Tensor:
+        """What the laws say, (B, L, S, E), for z (B, L, S, Q); of the grid of all axes, axis by axis where they can."""
+        if not torch.equal(design, self._designs):
+            return self._means(self._values(z.unsqueeze(3)), design)
+        values = self._values(z[:, :, :, *(None for _ in self._axes), :])
+        whole = z.shape[0], z.shape[2], *(grid.numel() for grid in self._axes.values())
+        said = [law.law(self._axes, **mine) for law, mine in zip(self._laws, values, strict=True)]
+        return torch.stack([one.expand(whole).flatten(2) for one in said], dim=1)
 
     def _scaled(self, value: Tensor, factor: Tensor) -> Tensor:
         return value + factor if self.experiment.law_set.logarithmic else value * torch.exp(factor)
 
-    def _judged(self, z: Tensor, site_value: Tensor, rows: Tensor, number: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _judged(self, given: _Judged, rows: Tensor, number: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-likelihood and χ² (n, L, N) of measurement `number` (n,) of `rows`, and the sites' values after it."""
-        history = self._seen()
+        history, (values, factors, site_value) = self._seen(), given
 
         def of(part: Tensor) -> Tensor:
             picked = part[rows, number]
             return picked.to(self._dtype) if picked.is_floating_point() else picked
 
-        value = self._means(z, of(history.design).unsqueeze(1))  # (n, L, N)
+        value = self._means(values, of(history.design).unsqueeze(1))  # (n, L, N)
         site = of(history.site)[:, None, None, None].expand(*value.shape, 1)
         if self._remembers:
             before = site_value.gather(3, site).squeeze(3)
             value = torch.where(of(history.fresh)[:, None, None], value, torch.maximum(before, value))
             site_value = site_value.scatter(3, site, value.unsqueeze(3))
         if self._factor > 0.0:
-            factor = self._factor * z[..., self._parameters :].gather(3, site).squeeze(3)
+            factor = self._factor * factors.gather(3, site).squeeze(3)
             free = of(history.calibrated)[:, None, None]
             value = self._scaled(value, torch.where(free, torch.zeros_like(factor), factor))
         deviation = self.experiment.noise_sd(value, of(history.noise_factor)[:, None, None])
@@ -241,7 +258,8 @@ class Referee:
         """Take measurement `number` (B,) of the rows that have a `new` one into the weights."""
         rows = new.nonzero().squeeze(1)
         part = _take(self._cloud, rows)
-        log, square, site_value = self._judged(part.z, part.site_value, rows, number[rows])
+        given = self._values(part.z), part.z[..., self._parameters :], part.site_value
+        log, square, site_value = self._judged(given, rows, number[rows])
         log_weight = part.log_weight + log
         total = torch.logsumexp(log_weight, dim=2, keepdim=True)
         self._log_evidence[rows] += total.squeeze(2)
@@ -255,8 +273,11 @@ class Referee:
         few = torch.exp(-torch.logsumexp(2.0 * self._cloud.log_weight, dim=2)) < _FEW * self.particles
         counts = torch.softmax(self._log_evidence, dim=1) > 1e-6
         rows = (new & (few & counts).any(1)).nonzero().squeeze(1)
-        if len(rows) == 0:
-            return
+        if len(rows):
+            for some in rows.split(max(1, _IN_CACHE // self._cloud.z[0].numel())):
+                self._renew_rows(some)
+
+    def _renew_rows(self, rows: Tensor) -> None:
         before = _take(self._cloud, rows)
         offset = self._streams.uniform(rows, (len(self._laws), 1)).to(self._dtype)
         centre, step = _gaussian_of(before.z, before.log_weight)
@@ -281,15 +302,18 @@ class Referee:
         if centre is not None:
             back = torch.linalg.solve_triangular(step, (cloud.z - centre).mT, upper=False)  # (n, L, Q, N)
             odds = 0.5 * (normal.square().sum(3) - back.square().sum(2))
+        values, factors = self._values(proposed), proposed[..., self._parameters :]
         site_value = torch.zeros_like(cloud.site_value)
         likelihood, misfit = torch.zeros_like(cloud.log_likelihood), torch.zeros_like(cloud.misfit)
         used = self._used[rows]
+        everywhere = int(used.min())
         for number in range(int(used.max())):
-            log, square, after = self._judged(proposed, site_value, rows, torch.full_like(rows, number))
-            there = (number < used)[:, None, None]
-            likelihood = likelihood + torch.where(there, log, torch.zeros_like(log))
-            misfit = misfit + torch.where(there, square, torch.zeros_like(square))
-            site_value = torch.where(there.unsqueeze(3), after, site_value)
+            log, square, after = self._judged((values, factors, site_value), rows, torch.full_like(rows, number))
+            if number >= everywhere:
+                there = (number < used)[:, None, None]
+                log, square = log.masked_fill_(~there, 0.0), square.masked_fill_(~there, 0.0)
+                after = torch.where(there.unsqueeze(3), after, site_value)
+            likelihood, misfit, site_value = likelihood.add_(log), misfit.add_(square), after
         gain = likelihood - cloud.log_likelihood - 0.5 * (proposed.square().sum(3) - cloud.z.square().sum(3))
         gain = gain + odds
         taken = self._streams.uniform(rows, shape[:2]).to(self._dtype).log() < gain
@@ -325,8 +349,15 @@ def _shuffled_normal(count: int) -> Tensor:
 def _systematic(log_weight: Tensor, draws: int, offset: Tensor) -> Tensor:
     """Indices (B, L, draws) of particles with weights (B, L, N), by even steps from an offset (B, L, 1) in (0, 1)."""
     below = torch.exp(log_weight).cumsum(2)
-    wanted = (torch.arange(draws, device=below.device) + offset) / draws * below[..., -1:]
-    return torch.searchsorted(below, wanted.contiguous()).clamp(max=log_weight.shape[2] - 1)
+    if draws < below.shape[2] // 16:
+        wanted = (torch.arange(draws, device=below.device) + offset) / draws * below[..., -1:]
+        return torch.searchsorted(below, wanted.contiguous()).clamp_(max=log_weight.shape[2] - 1)
+    past = torch.ceil(below * (draws / below[..., -1:]) - offset).long().clamp_(0, draws)  # steps that end before
+    starts = torch.zeros(*past.shape[:2], draws + 1, dtype=torch.int64, device=past.device)
+    starts.scatter_add_(
+        2, past, torch.ones_like(past)
+    )  # where there are many, a search for each takes ten times as long
+    return starts[..., :draws].cumsum(2).clamp_(max=log_weight.shape[2] - 1)
 
 
 def _gaussian_of(z: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:

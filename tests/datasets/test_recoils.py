@@ -228,6 +228,20 @@ def test_a_shard_is_its_seed_and_number_alone(monkeypatch: pytest.MonkeyPatch) -
     assert not np.intersect1d(first.transfer_ev, make_shard(4, 4, 8).transfer_ev).size
 
 
+def test_every_second_shard_for_training_closes_in_on_the_thresholds(monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_at_19_ev(recoil: Recoil, start: object) -> Result:
+        return Result(OUTCOMES.index("ejected" if recoil.transfer_ev > 19.0 else "nothing"), 0, 500.0)
+
+    monkeypatch.setattr(recoil_trajectories, "run_recoil", break_at_19_ev)
+    drawn, closing = make_shard(0, 2, 640), make_shard(0, 3, 640)
+    assert (closing.weight == 0.0).all() and (drawn.weight > 0.0).all()
+    for one in range(0, 640, 8):
+        assert np.ptp(closing.direction[one : one + 8], axis=0).max() == 0.0, "eight energies of one direction"
+        assert np.abs(closing.transfer_ev[one : one + 8] - 19.0).min() < 1.0
+    narrow = [(shard.direction[:, 2] > np.cos(np.radians(3.0))).mean() for shard in (drawn, closing)]
+    assert narrow[0] == pytest.approx(0.1, abs=0.05) and narrow[1] > 0.25
+
+
 # --- files ---
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from stem_gym.core.experiments import History
+from stem_gym.core.experiments import History, Protocol
 from stem_gym.core.hypotheses import LawSet, as_law_set
 from stem_gym.simulator.laws import bind_set, known_laws, register
-from stem_gym.surrogates.referee import Referee
+from stem_gym.surrogates.referee import Referee, _systematic
 from tests.surrogates.campaigns import domain_growth, drawn, first, history_of, simulated
 
 
@@ -209,6 +209,25 @@ def test_what_a_site_has_seen_is_in_the_forecast():
     fresh = referee.forecast(weak, torch.ones(2), 256, torch.tensor([1, 1]))
     assert float(there.value.mean()) == pytest.approx(400.0, rel=0.15), "the domain is still there"
     assert float(fresh.value.mean()) < 30.0
+
+
+@pytest.mark.parametrize("laws", ["domain_growth", "damage", "coarsening"])
+def test_the_grid_of_all_experiments_is_forecast_as_any_other_list_of_them(laws):
+    experiment = domain_growth(laws=laws)
+    referee, designs = Referee(experiment, 2, 1024), Protocol(experiment).designs()
+    whole, back = (referee.forecast(some, torch.ones(2), 64).value for some in (designs, designs.flip(0)))
+    torch.testing.assert_close(whole.flip(3), back)
+    assert whole.std() > 0.0
+
+
+@pytest.mark.parametrize("draws", [8, 500, 512, 2000])
+def test_particles_are_taken_as_often_as_they_weigh(draws):
+    weight = torch.rand(2, 3, 512, generator=torch.Generator().manual_seed(0)).pow(8)
+    weight /= weight.sum(2, keepdim=True)
+    index = _systematic(weight.log(), draws, torch.tensor([0.2, 0.5, 0.9]).view(1, 3, 1).expand(2, 3, 1))
+    assert index.shape == (2, 3, draws) and (index.diff(dim=2) >= 0).all()
+    times = torch.zeros_like(weight).scatter_add(2, index, torch.ones(index.shape))
+    assert ((times - draws * weight).abs() < 1.0 + 1e-3).all(), "by less than one off, as even steps are"
 
 
 def test_what_was_done_to_a_site_since_the_last_measurement_is_told():
