@@ -56,9 +56,9 @@ class CompiledSheet:
         Sheets with edges, vacancies or blobs are the reference's to make: `begins` says so.
         """
         n, sites = rows.shape[0], self._fresh.places_ang.shape[1]
-        choice, foreign = np.empty(n, np.int64), np.empty((n, sites), np.float32)
+        foreign = np.empty((n, sites), np.float32)
         space = np.empty(sites + 8), np.empty(sites, np.bool_), np.empty(sites, np.bool_)
-        machine.lay(self._buffers(state, streams), _plain(rows), self._fresh, choice, foreign, space)
+        machine.lay(self._buffers(state, streams), _plain(rows), self._fresh, foreign, space)
         there, site = torch.topk(torch.from_numpy(foreign), self._slots, dim=1)
         return site, there > 0.5
 

@@ -978,10 +978,10 @@ def _sort(places: ndarray, bonds: ndarray) -> None:
 
 
 @compiled
-def lay(rows: Rows, which: ndarray, fresh: Fresh, choice: ndarray, foreign: ndarray, space: Any) -> None:
+def lay(rows: Rows, which: ndarray, fresh: Fresh, foreign: ndarray, space: Any) -> None:
     """Whole sheets with dopants on the rows `which` (n,), in single precision: `GrapheneRecipe.build`, bit for bit.
 
-    Tells the templates taken, `choice` (n,), and where the dopants are, `foreign` (n, K). Their slots have no site yet.
+    Tells where the dopants are, `foreign` (n, K); their slots have no site yet.
     """
     places, kinds = fresh.places_ang, fresh.kinds
     uniform, free, allowed = space
@@ -994,7 +994,7 @@ def lay(rows: Rows, which: ndarray, fresh: Fresh, choice: ndarray, foreign: ndar
         width, height = fresh.cells_ang[pick, 0], fresh.cells_ang[pick, 1]
         mirror = _F(-1.0 if uniform[3] < 0.5 else 1.0)
         right, down = _F(uniform[1]) * width, _F(uniform[2]) * height
-        choice[n], rows.cell_ang[row, 0], rows.cell_ang[row, 1] = pick, width, height
+        rows.cell_ang[row, 0], rows.cell_ang[row, 1] = width, height
         for site in range(sites):
             xy[site, 0] = _wrapped(places[pick, site, 0] * mirror + right, width)
             xy[site, 1] = _wrapped(places[pick, site, 1] + down, height)
