@@ -5,7 +5,8 @@ python benchmarks/hypotheses.py --ids std --agents eig,ppo  # some of it; the re
 python benchmarks/hypotheses.py --show                      # prints the table of the stored figures
 
 The referee of every agent has 4,096 particles a law and judges experiments by 256 values, to make hours of minutes; the
-agents' own defaults are 16,384 and 512. A claim is a declaration with 0.95 or more.
+agents' own defaults are 16,384 and 512. A claim is a declaration with 0.95 or more. Regret is what the best simple rule
+of the same worlds (experiments by chance or in an even sequence, or the hand-made rules of when to tune) earns more.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ AGENTS = (
     "tuning_rules",
     "ppo",
 )
+SIMPLE_RULES = ("random_designs", "sobol", "tuning_rules")
 SETTINGS = {"particles": 4096, "draws": 256}
 ROWS = 50
 MEANS = {
@@ -147,12 +149,24 @@ def markdown(stored: Mapping[str, Any]) -> str:
         "of these right",
         "right at the end",
     ]
-    header += ["log score", "Brier", "score with costs", "confident and wrong", "enabling", "seconds", "thinking / s"]
+    header += ["log score", "Brier", "score with costs", "regret", "confident and wrong", "enabling", "seconds"]
+    header += ["thinking / s"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    return "\n".join(lines + [_line(row) for row in stored["summary"]])
+    rows = stored["summary"]
+    best = {level: max(scores) for level in LEVELS if (scores := _simple_scores(rows, level))}
+    return "\n".join(lines + [_line(row, best.get(same_worlds(row["level"]))) for row in rows])
 
 
-def _line(row: Mapping[str, Any]) -> str:
+def same_worlds(level: str) -> str:
+    """The level with the same worlds, without a referee beside the agent."""
+    return level.removesuffix("belief").removesuffix("-") or "std"
+
+
+def _simple_scores(rows: Sequence[Mapping[str, Any]], level: str) -> list[float]:
+    return [row["score"] for row in rows if row["level"] == level and row["agent"] in SIMPLE_RULES]
+
+
+def _line(row: Mapping[str, Any], best: float | None) -> str:
     def count(value: float) -> str:
         return "never" if value >= NEVER / 2 else f"{value:g}"
 
@@ -161,6 +175,7 @@ def _line(row: Mapping[str, Any]) -> str:
     cells = [row["level"], row["agent"], f"{row['episodes']:,}", median, f"{claims / row['episodes']:.0%}"]
     cells.append(f"{row['claims_right'] / claims:.1%}" if claims else "–")
     cells += [outcome.shown(row[name], row[f"{name}_error"]) for name in ("right", "log_score", "brier", "score")]
+    cells.append("–" if best is None else f"{best - row['score']:.3f}")
     cells.append(f"{row['confident_wrong']:.1%}")
     cells += [outcome.shown(row[name], row[f"{name}_error"]) for name in ("enabling", "seconds")]
     cells.append(f"{row['thinking_s']:.2g}")
