@@ -175,7 +175,7 @@ def _line(row: Mapping[str, Any], best: float | None) -> str:
     cells = [row["level"], row["agent"], f"{row['episodes']:,}", median, f"{claims / row['episodes']:.0%}"]
     cells.append(f"{row['claims_right'] / claims:.1%}" if claims else "–")
     cells += [outcome.shown(row[name], row[f"{name}_error"]) for name in ("right", "log_score", "brier", "score")]
-    cells.append("–" if best is None else f"{best - row['score']:.3f}")
+    cells.append("–" if best is None else f"{round(best - row['score'], 3) + 0.0:.3f}")
     cells.append(f"{row['confident_wrong']:.1%}")
     cells += [outcome.shown(row[name], row[f"{name}_error"]) for name in ("enabling", "seconds")]
     cells.append(f"{row['thinking_s']:.2g}")

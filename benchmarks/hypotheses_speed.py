@@ -3,7 +3,7 @@
 python benchmarks/hypotheses_speed.py             # milliseconds; stores results/hypotheses_speed.json
 
 With 16,384 particles of four laws and 120 designs, after five measurements, the same episodes one by one and side by
-side. Each figure is the median of calls with a warm cache; the forecast (values of a resample of the particles) is a
+side. Each figure is the median of calls after a first one; the forecast (values of a resample of the particles) is a
 part of both decisions. Told is time of the processor on one thread, which others at work on the machine disturb least;
 wall time is stored beside.
 """

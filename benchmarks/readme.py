@@ -206,8 +206,8 @@ def _hypotheses(stored: Mapping[str, Any]) -> str:
         "particles a law; `random_designs` is chance with the same belief, `uniform` declares at random): the median "
         "number of experiments to a right claim of at least 95 %, with its 95 % interval, where an episode without "
         "one counts as the longest; how many episodes end in a claim, and how many claims are right; the share of "
-        "right answers at the end; that share less half a point for the whole of the time; and by how much the best of "
-        f"{', '.join(f'`{rule}`' for rule in hypotheses.SIMPLE_RULES)} earns more (regret).\n\n"
+        "right answers at the end; that share less half a point for the whole of the time; and by how much the best "
+        f"of {', '.join(f'`{rule}`' for rule in hypotheses.SIMPLE_RULES)}, where it was run, earns more (regret).\n\n"
         f"{hypotheses.markdown(stored)}\n\n{_ppo_and_others(stored)}"
     )
 

@@ -154,7 +154,6 @@ class SheetMicroscope(Column[SheetRows]):
             super()._begin(streams, rows)
             return
         sites = compiled.lay(state, streams, rows)
-        self._check_room(sites[1])
         law = config.kinetics.jumps.parameters(streams, rows)
         if law.shape[1]:
             write(state.sheet.law, rows, law)
@@ -163,6 +162,7 @@ class SheetMicroscope(Column[SheetRows]):
         state.energy_kev.index_fill_(0, rows, config.probe.energy_kev)
         state.beam_shift_ang.index_fill_(0, rows, 0.0)
         state.blanked.index_fill_(0, rows, True)
+        self._check_room(sites[1])
 
     def _check_room(self, there: Tensor) -> None:
         if (fewest := int(there.sum(1).amin())) < self._fewest:

@@ -16,7 +16,7 @@ from stem_gym.simulator.scattering import OBJECT_SIGMA_ANG, haadf_cross_section_
 
 
 class Beams:
-    """Tables over E energies, the first that of the probe's own settings: `flux` of it, and `signal` of its atoms.
+    """Tables over E energies, the first the probe's own: `flux` on atoms, and `signal` as wide as an atom scatters.
 
     Raises ConfigError for energies that the rates of the sheet do not cover, and for pictures at several energies.
     """

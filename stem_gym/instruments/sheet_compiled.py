@@ -1,4 +1,4 @@
-"""Dwells and frames of a sheet in machine code: the buffers of a column, handed to `simulator.compiled_sheet`."""
+"""A sheet in machine code: the buffers of a column, handed to `simulator.compiled_sheet`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ from stem_gym.simulator.microscope import SheetColumn
 
 
 class CompiledSheet:
-    """Executes Dwell and Scan on the rows of a column, in place. Raises ConfigError for what only torch code can do."""
+    """Begins the rows of a column, and executes Dwell and Scan on them, in place.
+
+    `begins` tells whether it can make the sheets: those with edges, vacancies or blobs are the reference's to make.
+    Raises ConfigError for what only torch code can do.
+    """
 
     def __init__(self, config: SheetColumn, beams: Beams, kinetics: Kinetics, slots: int) -> None:
         require_numba("instrument.compiled")
@@ -51,10 +55,7 @@ class CompiledSheet:
         self._calibration: dict[str, Tensor] | None = None
 
     def lay(self, state: SheetRows, streams: Streams, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Lay fresh sheets, and draw the sides that their dopants are on; sites (n, D) of these, and which there are.
-
-        Sheets with edges, vacancies or blobs are the reference's to make: `begins` says so.
-        """
+        """Lay fresh sheets, and draw the sides that dopants are on; sites (n, D) of these, and which there are."""
         n, sites = rows.shape[0], self._fresh.places_ang.shape[1]
         foreign = np.empty((n, sites), np.float32)
         space = np.empty(sites + 8), np.empty(sites, np.bool_), np.empty(sites, np.bool_)
@@ -130,6 +131,7 @@ class CompiledSheet:
     def _buffers(self, state: SheetRows, streams: Streams) -> Any:
         """The buffers as numpy sees them; looked up anew when a restore has brought others."""
         if state is not self._state or streams.address is not self._address:
+            first = self._state is None
             self._state, self._address = state, streams.address
             sheet, near, drift = state.sheet, state.sheet.near, state.drift
             other = {
@@ -147,6 +149,10 @@ class CompiledSheet:
                     for name in machine.Rows._fields
                 )
             )
+            if first and self.begins:  # else this would be compiled when an episode ends, in the middle of a run
+                none = torch.zeros(0, dtype=torch.int64)
+                sites = self.lay(state, streams, none)
+                self.begin(state, streams, none, sites, (torch.zeros(0), torch.zeros(0, 2)))
         return self._rows
 
 

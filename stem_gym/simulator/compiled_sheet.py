@@ -1018,7 +1018,7 @@ def lay(rows: Rows, which: ndarray, fresh: Fresh, foreign: ndarray, space: Any) 
                         best, largest = site, uniform[1 + site]
                 if best < 0:
                     break
-                number[best], foreign[n, best], allowed[best] = element, 1.0, False
+                number[best], foreign[n, best], allowed[best] = element, element != _CARBON, False
                 for site in range(sites):
                     x = _nearest(xy[site, 0] - xy[best, 0], width)
                     y = _nearest(xy[site, 1] - xy[best, 1], height)
@@ -1033,9 +1033,10 @@ def lay(rows: Rows, which: ndarray, fresh: Fresh, foreign: ndarray, space: Any) 
 
 @compiled
 def begin(physics: Physics, rows: Rows, which: ndarray, fresh: Fresh, slots: Any, drawn: Any) -> None:
-    """All else of rows (n,) on which fresh sheets lie: `Kinetics.sheet` and `SheetMicroscope._fresh`, bit for bit.
+    """All other buffers of rows (n,) on which fresh sheets lie, but the law of their jumps, which is drawn elsewhere.
 
-    `slots` are the sites (n, D) of the dopants and whether there is one; drawn are defoci (n,) and velocities (n, 2).
+    As `Kinetics.sheet` and `SheetMicroscope._fresh` have them, bit for bit. `slots` are the sites (n, D) of the dopants
+    and whether there is one; drawn are defoci (n,) and velocities (n, 2).
     """
     (site, there), (defocus_ang, velocity) = slots, drawn
     nodes, lengths = len(physics.flux) // len(physics.away_barn), physics.flux.shape[1]
@@ -1065,7 +1066,7 @@ def begin(physics: Physics, rows: Rows, which: ndarray, fresh: Fresh, slots: Any
             last = _F(nodes - 1.001)
             at = min(max((defocus_ang[n] - physics.ladder_ang[0]) / physics.ladder_ang[1], _F(0.0)), last)
             left, share = int(at), at - _F(int(at))
-        right = min(left + 1, nodes - 1)
+        right = min(left + 1, nodes - 1)  # a row's own tables are for the reference, which may be given its snapshot
         for length in range(lengths):
             low, high = physics.flux[left, length], physics.flux[right, length]
             rows.density[row, length] = low * (_F(1.0) - share) + high * share

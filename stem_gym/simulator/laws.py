@@ -86,6 +86,20 @@ class BoundLaw:
         """What should be measured, (…), for z (…, P) in experiments (…, D); both broadcast."""
         return self.of(self.values(z), design)
 
+    def over_grid(self, z: Tensor, grids: Sequence[Tensor]) -> Tensor:
+        """The same in all combinations of the axes' values, (…, E), the last axis fastest, for z (…, P).
+
+        Each axis is given along a dimension of its own, so that what depends on one alone is worked out once for each
+        of its values.
+        """
+        count = len(grids)
+        axes = {
+            name: grid.reshape([-1 if j == i else 1 for j in range(count)])
+            for i, (name, grid) in enumerate(zip(self.axes, grids, strict=True))
+        }
+        said = self.law(axes, **self.values(z[(..., *(None for _ in grids), slice(None))]))
+        return said.expand(*z.shape[:-1], *(len(grid) for grid in grids)).flatten(-count)
+
     def of(self, values: Mapping[str, Tensor], design: Tensor) -> Tensor:
         """The same for parameters (…) by name."""
         return self.law({name: design[..., i] for i, name in enumerate(self.axes)}, **values)
@@ -122,7 +136,8 @@ def check_law(bound: BoundLaw, laws: LawSet) -> None:
     Raises ConfigError where it gives NaN or infinity, or a negative value of what is no logarithm.
     """
     check_priors(bound.spec, bound.name)
-    design = torch.cartesian_prod(*(axis.grid() for axis in laws.axes)).reshape(-1, len(laws.axes)).double()
+    grids = [axis.grid().double() for axis in laws.axes]
+    design = torch.cartesian_prod(*grids).reshape(-1, len(grids))
     engine = torch.quasirandom.SobolEngine(len(bound.parameters), scramble=True, seed=0)
     part = engine.draw(_SAMPLES, dtype=torch.float64).clamp(1e-6, 1.0 - 1e-6)
     z = torch.special.ndtri(part)
@@ -135,6 +150,18 @@ def check_law(bound: BoundLaw, laws: LawSet) -> None:
         ) from error
     if mean.shape != (_SAMPLES, len(design)):
         raise ConfigError(f"{bound.name}: a law must broadcast its arguments; it gave the shape {tuple(mean.shape)}.")
+    try:
+        alike = torch.allclose(bound.over_grid(z, grids), mean, equal_nan=True)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{bound.name}: a law must broadcast its arguments; {bound.spec.law!r} fails where each axis has a "
+            f"dimension of its own: {error}"
+        ) from error
+    if not alike:
+        raise ConfigError(
+            f"{bound.name}: a law must say the same of each experiment however its axes are laid out; the law "
+            f"{bound.spec.law!r} says something else where every axis has a dimension of its own."
+        )
     bad = ~torch.isfinite(mean) if laws.logarithmic else ~(torch.isfinite(mean) & (mean >= 0.0))
     if bool(bad.any()):
         sample, place = bad.nonzero()[0].tolist()

@@ -29,10 +29,10 @@ _FEW = 0.3  # share of the particles below which their effective number calls fo
 _MOVES = (0.8, 0.3)  # lengths of the Metropolis steps, in units of the best for a Gaussian
 _WIDER = 1.2  # how much wider than the particles the Gaussian is, from which all are drawn anew once
 _BEST_STEP = 2.38  # over the root of the dimension (Roberts, Gelman and Gilks, Ann. Appl. Probab. 7, 110, 1997)
-_IN_CACHE = 2**18  # numbers that parameters of particles may be, of rows that are renewed together
+_IN_CACHE = 2**18  # numbers in the particles of rows that are renewed together, at most
 _HALF_LOG_TAU = 0.5 * math.log(2.0 * math.pi)
 
-_Judged = tuple[list[dict[str, Tensor]], Tensor, Tensor]  # parameters by law, factors of sites, values of sites
+_Given = tuple[list[dict[str, Tensor]], Tensor, Tensor]  # parameters by law, factors of sites, values of sites
 
 
 @dataclass
@@ -66,9 +66,9 @@ class Referee:
         self.experiment, self.rows, self.particles, self.none = experiment, rows, particles, none
         self._dtype = dtype
         self._laws = list(bind_set(experiment.law_set).values())
-        axes, sites = experiment.law_set.axes, experiment.sites
-        self._axes = {axis.name: axis.grid().reshape([-1 if other is axis else 1 for other in axes]) for axis in axes}
-        self._designs = torch.cartesian_prod(*(axis.grid() for axis in axes)).reshape(-1, len(axes))
+        sites = experiment.sites
+        self._grids = [axis.grid() for axis in experiment.law_set.axes]
+        self._designs = torch.cartesian_prod(*self._grids).reshape(-1, len(self._grids))
         self._sites = sites.count if sites else 1
         self._factor = sites.factor if sites else 0.0
         self._remembers = bool(sites and sites.remembers)
@@ -221,18 +221,15 @@ class Referee:
         return torch.stack([law.of(mine, design) for law, mine in zip(self._laws, values, strict=True)], dim=1)
 
     def _at_designs(self, z: Tensor, design: Tensor) -> Tensor:
-        """What the laws say, (B, L, S, E), for z (B, L, S, Q); of the grid of all axes, axis by axis where they can."""
+        """What the laws say, (B, L, S, E), for z (B, L, S, Q): sooner for the grid of all axes than for other lists."""
         if not torch.equal(design, self._designs):
             return self._means(self._values(z.unsqueeze(3)), design)
-        values = self._values(z[:, :, :, *(None for _ in self._axes), :])
-        whole = z.shape[0], z.shape[2], *(grid.numel() for grid in self._axes.values())
-        said = [law.law(self._axes, **mine) for law, mine in zip(self._laws, values, strict=True)]
-        return torch.stack([one.expand(whole).flatten(2) for one in said], dim=1)
+        return torch.stack([law.over_grid(z[:, i], self._grids) for i, law in enumerate(self._laws)], dim=1)
 
     def _scaled(self, value: Tensor, factor: Tensor) -> Tensor:
         return value + factor if self.experiment.law_set.logarithmic else value * torch.exp(factor)
 
-    def _judged(self, given: _Judged, rows: Tensor, number: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _judged(self, given: _Given, rows: Tensor, number: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-likelihood and χ² (n, L, N) of measurement `number` (n,) of `rows`, and the sites' values after it."""
         history, (values, factors, site_value) = self._seen(), given
 
@@ -349,15 +346,15 @@ def _shuffled_normal(count: int) -> Tensor:
 def _systematic(log_weight: Tensor, draws: int, offset: Tensor) -> Tensor:
     """Indices (B, L, draws) of particles with weights (B, L, N), by even steps from an offset (B, L, 1) in (0, 1)."""
     below = torch.exp(log_weight).cumsum(2)
-    if draws < below.shape[2] // 16:
-        wanted = (torch.arange(draws, device=below.device) + offset) / draws * below[..., -1:]
+    total = below[..., -1:]
+    if draws <= below.shape[2] // 16:
+        wanted = (torch.arange(draws, device=below.device) + offset) / draws * total
         return torch.searchsorted(below, wanted.contiguous()).clamp_(max=log_weight.shape[2] - 1)
-    past = torch.ceil(below * (draws / below[..., -1:]) - offset).long().clamp_(0, draws)  # steps that end before
-    starts = torch.zeros(*past.shape[:2], draws + 1, dtype=torch.int64, device=past.device)
-    starts.scatter_add_(
-        2, past, torch.ones_like(past)
-    )  # where there are many, a search for each takes ten times as long
-    return starts[..., :draws].cumsum(2).clamp_(max=log_weight.shape[2] - 1)
+    # Of many steps, how many lie below the end of each particle: to search for each takes ten times as long.
+    before = torch.ceil(below * (draws / total) - offset).long().clamp_(0, draws)
+    before.masked_fill_(below >= total, draws)
+    index = torch.zeros(*before.shape[:2], draws + 1, dtype=torch.int64, device=before.device)
+    return index.scatter_add_(2, before, torch.ones_like(before))[..., :draws].cumsum(2)
 
 
 def _gaussian_of(z: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from stem_gym.core import compiled
 from stem_gym.core.conformance import check_instrument
 from stem_gym.core.errors import ConfigError, MissingExtraError
-from stem_gym.core.instructions import ATOMS, Dwell, Park, Scan, Set, TraceRule, Wait
+from stem_gym.core.instructions import ATOMS, Blank, Dwell, Park, Scan, Set, TraceRule, Wait
 from stem_gym.core.streams import Streams, row_seeds
 from stem_gym.envs.registration import variant_files
 from stem_gym.instruments import make
@@ -172,14 +172,27 @@ def test_fresh_sheets_are_those_of_the_reference_to_the_last_bit(separation_ang)
 
 
 @pytest.mark.parametrize(
-    "name", ["a sheet that breaks, heals and catches silicon", "two energies", "a map drawn for each row"]
+    "name",
+    [
+        "a sheet that breaks, heals and catches silicon",
+        "two energies",
+        "a map drawn for each row",
+        "phosphorus turns its bonds",
+    ],
 )
 def test_nothing_of_an_episode_is_left_in_the_next(name):
     """Rows that were played and begin again are, to the last bit, those of a reference that was not played."""
     change = SETTINGS[name] | {"probe": {"energy_kev": 60.0, "defocus_sd_ang": 5.0} | SETTINGS[name].get("probe", {})}
     reference, fast = (column(ROWS, kind, **change) for kind in (False, True))
     play(fast, 9)
-    assert (fast._now.sheet.lost > 0).any() or (fast._now.sheet.jumps > 0).any()
+    every = torch.arange(ROWS)
+    fast.execute(Set(every, "beam_shift_x_ang", torch.ones(ROWS)))
+    fast.execute(Blank(every, torch.zeros(ROWS, dtype=torch.bool)))
+    now = fast._now
+    assert (now.sheet.lost > 0).any() or (now.sheet.jumps > 0).any() or now.sheet.rotated.any()
+    assert not now.blanked.any() and now.beam_shift_ang.any()
+    if name.startswith("phosphorus"):
+        assert now.sheet.rotated.any()
     for instrument in (reference, fast):
         streams = Streams(row_seeds(5, ROWS))
         streams.next_episode(torch.arange(ROWS))

@@ -175,6 +175,18 @@ def test_a_logarithm_may_be_negative_but_not_infinite():
         laws.check_law(laws.bind("lower", falling, law_set.axes), law_set)
 
 
+@pytest.mark.parametrize(("join", "said"), [
+    (lambda bias, time: torch.stack((bias, time)).sum(0), "must broadcast.*'joined' fails where each axis has"),
+    (lambda bias, time: bias + time + (bias.dim() > 1), "must say the same of each experiment"),
+])  # fmt: skip
+def test_a_law_that_wants_axes_of_one_shape_is_refused(join, said):
+    laws.register("joined", lambda axes, *, base: base + join(axes["bias_v"], axes["time_s"]))
+    law_set = read_law_set("domain_growth")
+    spec = LawSpec(law="joined", priors={"base": Normal(mean=20.0, sd=1.0)})
+    with pytest.raises(ConfigError, match=f"(?s){said}"):
+        laws.check_law(laws.bind("third", spec, law_set.axes), law_set)
+
+
 def test_a_law_that_does_not_broadcast_is_refused():
     laws.register("shapeless", lambda axes, *, base, slope: (base + slope).squeeze())
     with pytest.raises(ConfigError, match="must broadcast"):

@@ -230,6 +230,15 @@ def test_particles_are_taken_as_often_as_they_weigh(draws):
     assert ((times - draws * weight).abs() < 1.0 + 1e-3).all(), "by less than one off, as even steps are"
 
 
+def test_no_particle_without_weight_is_taken():
+    weight = torch.zeros(1, 1, 4096)
+    weight[..., 7:107] = 0.01
+    for offset in (1e-7, 0.5, 0.9996, 1.0 - 2.0**-24):
+        for draws in (64, 4096):
+            index = _systematic(weight.log(), draws, torch.full((1, 1, 1), offset))
+            assert index.min() >= 7 and index.max() < 107
+
+
 def test_what_was_done_to_a_site_since_the_last_measurement_is_told():
     """Erased, it keeps its factor; calibrated, it has none; a site of which nothing is known has that of the prior."""
     sites = {"count": 2, "factor": 0.5, "remembers": True, "move_s": 1.0}
