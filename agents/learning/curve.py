@@ -50,8 +50,10 @@ def draw_curve(curve: Sequence[Point], path: Path, title: str) -> Path | None:
         steps, values = [step for step, _ in known], [value for _, value in known]
         axis.plot(steps, values, color="#cbd2d9", linewidth=1)
         axis.plot(steps, _running_mean(values, max(1, len(values) // 15)), color="#0b7285", linewidth=2)
-        axis.set(xlabel="steps", title=name)
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1e3:,.0f} k" if value else "0")
+        axis.set_title(name)
+        millions = steps[-1] >= 5e6
+        axis.set_xlabel("million steps" if millions else "thousand steps")
+        axis.xaxis.set_major_formatter(lambda value, _, unit=1e6 if millions else 1e3: f"{value / unit:,g}")
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     draft = path.with_name(f".draft-{path.name}")
