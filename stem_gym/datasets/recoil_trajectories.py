@@ -41,6 +41,7 @@ _WINDOW_SHARE = 0.85
 _SMALL_TILT_DEG, _SMALL_TILT_SHARE = 22.0, 0.55
 _NARROW_TILT_DEG, _NARROW_SHARE = 3.0, 0.3  # of directions whose thresholds are closed in on
 _TRIES = 8
+_DRAWING = 2  # counts up whenever the same seed draws other recoils, so that one folder never holds two drawings
 ANG_FS_PER_M_S = 1e-5
 
 
@@ -170,7 +171,7 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Run, or go on running, recoil trajectories.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the set")
-    parser.add_argument("--shards", type=int, default=800, help="files of the whole set (default 800)")
+    parser.add_argument("--shards", type=int, default=1200, help="files of the whole set (default 1200)")
     parser.add_argument("--trajectories", type=int, default=64, help="trajectories in a file (default 64)")
     parser.add_argument("--part", default="0/1", help="share of the work for this process, e.g. 0/4 (default 0/1)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the whole set (default 0)")
@@ -186,6 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
     index, parts = (int(number) for number in given.part.split("/"))
     settings = {
         "seed": given.seed,
+        "drawing": _DRAWING,
         "trajectories": given.trajectories,
         "velocity_variance_m2_s2": given.velocity_variance_m2_s2,
         "flight_fs": FLIGHT_FS,

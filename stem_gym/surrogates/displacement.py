@@ -7,6 +7,7 @@ It answers P(outcome | transferred energy, direction, site) for the sites and ou
 from __future__ import annotations
 
 import math
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,6 @@ from stem_gym.surrogates.surrogate import Estimate, ModelCard, judge_range, load
 __all__ = ["OUTCOMES", "SITES", "DisplacementSurrogate", "recoil_direction", "site_index"]
 
 _LARGEST_STD = 0.5  # of any indicator
-_SCAN_STEP_EV = 0.02
-_SUSTAINED_EV = 0.5
 
 
 def site_index(site: str) -> int:
@@ -99,19 +98,22 @@ class DisplacementSurrogate:
         return torch.softmax(logits / self.settings["temperature"], dim=-1)
 
     def threshold_ev(self, direction: Tensor, site: Tensor, outcomes: tuple[str, ...]) -> Tensor:
-        """Lowest transfer (n,) from which one of `outcomes` is more likely than not over 0.5 eV; NaN where none is.
+        """Lowest transfer (n,) from which one of `outcomes` is likelier than not; NaN where there is none.
 
-        For directions (n, 3) and site indices (n,), to 0.02 eV; not differentiable.
+        For directions (n, 3) and site indices (n,), by the rule that molecular dynamics is asked by
+        (`stem_gym.datasets.recoil_thresholds.first_lasting`); not differentiable.
         """
+        from stem_gym.datasets.recoil_thresholds import SPAN_EV, STEP_EV, WITHIN_EV, first_lasting  # imports numba
+
         wanted = [_outcome_index(name) for name in outcomes]
-        low, high = self.card.valid_range["transfer_ev"]
-        energy = torch.arange(low, high, _SCAN_STEP_EV, device=direction.device, dtype=direction.dtype)
+
+        def likely(row: int, transfer_ev: float) -> bool:
+            probability = self.outcome_probabilities(direction.new_tensor(transfer_ev), direction[row], site[row])
+            return float(probability[wanted].sum()) > 0.5
+
         with torch.no_grad():
-            likely = self.outcome_probabilities(energy, direction[:, None], site[:, None])[..., wanted].sum(-1) > 0.5
-        width = round(_SUSTAINED_EV / _SCAN_STEP_EV)
-        lasting = likely.to(direction.dtype).unfold(1, width, 1).amin(-1)  # (n, scan − width + 1)
-        first = energy[lasting.argmax(dim=1)]
-        return torch.where(lasting.amax(dim=1) > 0, first, torch.full_like(first, math.nan))
+            found = [first_lasting(partial(likely, row), SPAN_EV, STEP_EV, WITHIN_EV) for row in range(len(direction))]
+        return direction.new_tensor([math.nan if one is None else one for one in found])
 
 
 def _outcome_index(name: str) -> int:

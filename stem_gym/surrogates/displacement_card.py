@@ -190,8 +190,8 @@ def _markdown(card: ModelCard, rows: list[dict[str, Any]]) -> str:
         f"| | {' | '.join(OUTCOMES)} |\n|---|{'---|' * len(OUTCOMES)}",
         *_confusion(held["confusion"]),
         "\n## Thresholds\n",
-        "Lowest transferred energy in eV from which an event happens (reference: two steps of 0.5 eV agree; "
-        "surrogate: likelier than not over 0.5 eV). Azimuth 0° is towards the partner.\n",
+        "Lowest transferred energy in eV from which an event happens (reference) or is likelier than not (surrogate): "
+        "two steps of 0.5 eV have to agree, then it is bisected. Azimuth 0° is towards the partner.\n",
         "| site | tilt | azimuth | event | reference | surrogate |\n|---|---|---|---|---|---|",
         *(
             f"| {r['site']} | {r['tilt_deg']:.0f}° | {r['azimuth_deg']:.0f}° | {r['event']} | {_ev(r['transfer_ev'])} "

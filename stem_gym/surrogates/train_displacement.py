@@ -110,10 +110,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     shipped = Path(__file__).parent / "weights" / NAME
     parser.add_argument("--data", type=Path, required=True, help="folder of the recoil trajectories and thresholds")
     parser.add_argument("--out", type=Path, default=shipped, help="where to write (default: the shipped weights)")
-    parser.add_argument("--steps", type=int, default=20000, help="optimizer steps (default 20000)")
-    parser.add_argument("--batch", type=int, default=256, help="recoils in a step, for each member (default 256)")
+    parser.add_argument("--steps", type=int, default=40000, help="optimizer steps (default 40000)")
+    parser.add_argument("--batch", type=int, default=512, help="recoils in a step, for each member (default 512)")
     parser.add_argument("--rate", type=float, default=5e-3, help="highest learning rate (default 5e-3)")
-    parser.add_argument("--decay", type=float, default=0.03, help="weight decay (default 0.03)")
+    parser.add_argument("--decay", type=float, default=0.01, help="weight decay (default 0.01)")
     parser.add_argument("--width", type=int, default=128, help="units of a layer (default 128)")
     parser.add_argument("--members", type=int, default=4, help="perceptrons that are averaged (default 4)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first weights and of the order (default 0)")

@@ -235,6 +235,8 @@ def test_every_second_shard_for_training_closes_in_on_the_thresholds(monkeypatch
     monkeypatch.setattr(recoil_trajectories, "run_recoil", break_at_19_ev)
     drawn, closing = make_shard(0, 2, 640), make_shard(0, 3, 640)
     assert (closing.weight == 0.0).all() and (drawn.weight > 0.0).all()
+    low, high = np.array(recoil_trajectories._WINDOWS_EV)[closing.site].T
+    assert (closing.transfer_ev > low).all() and (closing.transfer_ev < high).all(), "each site has its window"
     for one in range(0, 640, 8):
         assert np.ptp(closing.direction[one : one + 8], axis=0).max() == 0.0, "eight energies of one direction"
         assert np.abs(closing.transfer_ev[one : one + 8] - 19.0).min() < 1.0
