@@ -45,6 +45,7 @@ BESIDE = {
     "stem_gym/HypothesisDiscrimination-v0": [1, 4096, 16384],
     "stem_gym/HypothesisDiscrimination-image-v0": [256],
 }
+IN_MACHINE_CODE = {FABRICATION_ID: [1, 256, 4096], "stem_gym/BeamFabrication-image-v0": [1, 256]}
 SPECIMENS = 64
 POINTS = 1000  # of one long search, over which memory is watched
 ATARI_ROWS = 64
@@ -74,8 +75,9 @@ def main() -> None:
             ours(id, rows, seconds, "cpu") for id, sizes in BESIDE.items() for rows in ([64] if quick else sizes)
         ],
         "compiled": lambda: [
-            ours(FABRICATION_ID, rows, seconds, "cpu", {"compiled": True})
-            for rows in ([64] if quick else BESIDE[FABRICATION_ID])
+            ours(id, rows, seconds, "cpu", {"compiled": True})
+            for id, sizes in IN_MACHINE_CODE.items()
+            for rows in ([64] if quick else sizes)
         ],
         "others": lambda: others(seconds),
         "memory": lambda: memory(arguments.memory_steps),

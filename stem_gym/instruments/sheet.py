@@ -175,7 +175,7 @@ class SheetMicroscope(Column[SheetRows]):
         config, state, rows = self.config, self._now, scan.rows
         check_region(scan.region)
         if self._compiled is not None:
-            return self._compiled.scan(state, self._streams, scan)
+            return self._scan_compiled(self._compiled, scan)
         seconds = frame_time_s(scan.shape, scan.dwell_s, config.detector.flyback_s) + config.overheads.scan_s
         knots, drift = self._advance(rows, (seconds / _FRAME_KNOTS).unsqueeze(1).expand(-1, _FRAME_KNOTS))
         size = scan.region[:, 2:] * scan.fov_ang.unsqueeze(1)
@@ -194,7 +194,7 @@ class SheetMicroscope(Column[SheetRows]):
         near = take_rows(sheet.near, rows)
         data = config.finder.find(near, self._haze.in_sight(state, rows), view, self._streams, rows)
         if "haadf" in scan.channels:
-            data["images"] = self._picture(scan, knots, drift)
+            data["images"] = self._picture(scan, knots)
         write(state.fov_ang, rows, scan.fov_ang)
         write(state.seen_ang, rows, drift.offset_ang)
         self._spend(rows, seconds, electrons, drift)
@@ -207,10 +207,18 @@ class SheetMicroscope(Column[SheetRows]):
         }
         return Reading("Scan", rows, seconds, electrons, dose, data, calibration)
 
-    def _picture(self, scan: Scan, knots: Tensor, drift: DriftState) -> Tensor:
+    def _scan_compiled(self, compiled: CompiledSheet, scan: Scan) -> Reading:
+        before = self._atoms(scan.rows)
+        reading, knots = compiled.scan(self._now, self._streams, scan)
+        self._mend(scan.rows, before)
+        if "haadf" not in scan.channels:
+            return reading
+        return changed(reading, data={**reading.data, "images": self._picture(scan, knots)})
+
+    def _picture(self, scan: Scan, knots: Tensor) -> Tensor:
         """Counts (n, 1, H, W) of the sheet as the frame leaves it."""
         config, state, rows, height = self.config, self._now, scan.rows, scan.shape[0]
-        places = raster(scan, drift.distortion, -displacement_of_rows(knots, height))
+        places = raster(scan, take(state.drift.distortion, rows), -displacement_of_rows(knots, height))
         if config.detector.line_jitter_ang > 0.0:
             jitter = line_jitter_ang(self._streams, rows, height, config.detector)
             places = changed(places, shift_ang=places.shift_ang + jitter)
@@ -232,6 +240,17 @@ class SheetMicroscope(Column[SheetRows]):
         mended = self._pictures.change(state.sheet, rows, sites, change, take(state.transfer, rows))
         write_sum(state.series, rows, mended)
 
+    def _atoms(self, rows: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Elements at the sites of `rows` (n,) and which are there, for `_mend`; None where there are no pictures."""
+        sheet = self._now.sheet
+        return (sheet.atomic_number[rows], sheet.present[rows]) if self._pictures else None
+
+    def _mend(self, rows: Tensor, before: tuple[Tensor, Tensor] | None) -> None:
+        """Mend the pictures of `rows` (n,) where atoms have changed since."""
+        state = self._now
+        if self._pictures is not None and before is not None:
+            self._pictures.mend(state.series, state.sheet, rows, before, state.transfer)
+
     def _disturb(self, rows: Tensor, frame: Frame) -> None:
         """What a frame does to the sheet, event after event."""
         after = torch.full((len(rows),), -1.0, device=self.device)
@@ -246,7 +265,10 @@ class SheetMicroscope(Column[SheetRows]):
     def _dwell(self, dwell: Dwell) -> Reading:
         config, state, rows = self.config, self._now, dwell.rows
         if self._compiled is not None:
-            return self._compiled.dwell(state, self._streams, dwell, _SAMPLES)
+            atoms = self._atoms(rows)
+            reading = self._compiled.dwell(state, self._streams, dwell, _SAMPLES)
+            self._mend(rows, atoms)
+            return reading
         samples = samples_of(dwell, _SAMPLES)
         sample_s = dwell.time_s / samples
         knot_s = dwell.time_s / _DWELL_KNOTS

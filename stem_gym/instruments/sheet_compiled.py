@@ -28,7 +28,7 @@ from stem_gym.simulator.microscope import SheetColumn
 class CompiledSheet:
     """Begins the rows of a column, and executes Dwell and Scan on them, in place.
 
-    `begins` tells whether it can make the sheets: those with edges, vacancies or blobs are the reference's to make.
+    `begins` tells whether it can make the sheets: those with edges, vacancies, blobs or pictures are the reference's.
     Raises ConfigError for what only torch code can do.
     """
 
@@ -36,17 +36,16 @@ class CompiledSheet:
         require_numba("instrument.compiled")
         asked_too = {
             f"the device {kinetics.device}": kinetics.device.type != "cpu",
-            "instrument.pictures": config.pictures,
             "instrument.kinetics.contamination": config.kinetics.contamination is not None,
         }
         if beyond := [name for name, asked in asked_too.items() if asked]:
             raise ConfigError(
-                "instrument.compiled is for clean sheets without pictures on a CPU; leave it out, or change "
-                f"{', '.join(beyond)}."
+                f"instrument.compiled is for clean sheets on a CPU; leave it out, or change {', '.join(beyond)}."
             )
         self._config, self._physics = config, _physics(config, beams, kinetics)
         recipe = config.specimen
-        self.begins = recipe.edge_probability == 0.0 and recipe.vacancies_max == recipe.contamination.blobs_max == 0
+        whole = recipe.edge_probability == 0.0 and recipe.vacancies_max == recipe.contamination.blobs_max == 0
+        self.begins = whole and not config.pictures
         self._slots, self._room = slots, machine.room(slots, samples=8)
         self._fresh = _fresh(config, kinetics)
         self._state: SheetRows | None = None
@@ -88,15 +87,16 @@ class CompiledSheet:
         calibration = {"sample_s": sample_s, "electrons_per_sample": per_sample, **self._detector(n)}
         return Reading("Dwell", rows, seconds, electrons, dose, data, calibration)
 
-    def scan(self, state: SheetRows, streams: Streams, scan: Scan) -> Reading:
-        """The reading of a frame that is looked at by the finder."""
+    def scan(self, state: SheetRows, streams: Streams, scan: Scan) -> tuple[Reading, Tensor]:
+        """The reading of a frame that is looked at by the finder, and the displacements (n, 5, 2) in it."""
         config, rows = self._config, scan.rows
         n = rows.shape[0]
         places, bonds = np.empty((n, self._slots, 2), np.float32), np.empty((n, self._slots, 3, 2), np.float32)
-        shift, told = np.empty((n, 2), np.float32), np.empty((4, n), np.float32)
+        shift, knots = np.empty((n, 2), np.float32), np.empty((n, 5, 2), np.float32)
+        told = np.empty((4, n), np.float32)
         fov_ang, region, dwell_s = _plain(scan.fov_ang), _plain(scan.region), _plain(scan.dwell_s)
         costs = config.detector.flyback_s, config.overheads.scan_s
-        frames = machine.Frames(fov_ang, region, dwell_s, *scan.shape, *costs, places, bonds, shift, told)
+        frames = machine.Frames(fov_ang, region, dwell_s, *scan.shape, *costs, places, bonds, shift, knots, told)
         machine.frame(self._physics, self._buffers(state, streams), _plain(rows), frames, self._room_for(1))
         seconds, electrons, dose, per_pixel = torch.from_numpy(told).unbind()
         found = {ATOMS: places, "bonds_ang": bonds, "shift_ang": shift}
@@ -108,7 +108,7 @@ class CompiledSheet:
             **self._detector(n),
         }
         data = {name: torch.from_numpy(part) for name, part in found.items()}
-        return Reading("Scan", rows, seconds, electrons, dose, data, calibration)
+        return Reading("Scan", rows, seconds, electrons, dose, data, calibration), torch.from_numpy(knots)
 
     def pass_time(self, state: SheetRows, streams: Streams, rows: Tensor, seconds: Tensor) -> None:
         """Let `rows` (n,) drift for some seconds (n,) without a beam."""

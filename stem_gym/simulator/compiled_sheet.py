@@ -2,7 +2,7 @@
 
 Those modules are the reference, and what runs on a GPU. Here one row is worked on at a time, with the same draws of its
 stream in the same order, in double precision: the same events, and numbers that agree to their rounding. For clean
-sheets seen through the finder; contamination and pictures are the reference's alone.
+sheets; contamination is the reference's alone, and so is what a picture shows.
 
 This file is longer than 400 lines because numba's cache does not see that a function of another file has changed.
 """
@@ -152,6 +152,7 @@ class Frames(NamedTuple):
     places: ndarray  # (n, D, 2)
     bonds_ang: ndarray  # (n, D, 3, 2)
     shift_ang: ndarray  # (n, 2)
+    knots_ang: ndarray  # (n, 5, 2) displacements of the sample
     told: ndarray  # (4, n) seconds, electrons, those per Å² and a pixel
 
 
@@ -899,6 +900,8 @@ def frame(physics: Physics, rows: Rows, which: ndarray, frames: Frames, room: Ro
             middle = (frames.region[n, axis] + 0.5 * frames.region[n, 2 + axis] - 0.5) * frames.fov_ang[n]
             drifted = knots[0, axis] + knots[1, axis] + knots[2, axis] + knots[3, axis] + knots[4, axis]
             centre[axis] = middle - drifted / 5.0
+            for knot in range(5):
+                frames.knots_ang[n, knot, axis] = knots[knot, axis]
         sent = physics.current_pa * beam_s * ELECTRONS_PER_PC
         dose = sent / (size[0] * size[1])
         moment[0] = -1.0

@@ -114,8 +114,8 @@ class SheetColumn(Config):
     free_slots: int = Field(default=0, ge=0, le=16)
     """room for dopants that a vacancy may catch"""
     compiled: bool = Field(default=False, exclude_if=lambda value: not value)
-    """whether dwells and frames run in machine code: many times faster, the same but for rounding; on a CPU, for clean
-    sheets without pictures, with the extra `physics`"""
+    """whether the sheet runs in machine code: many times faster, the same but for rounding; on a CPU, for clean sheets,
+    with the extra `physics`"""
 
 
 def capabilities() -> Capabilities:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from stem_gym.core.batch import rows_where, write_sum
 from stem_gym.simulator import imaging
 from stem_gym.simulator.exposure import Raster
 from stem_gym.simulator.optics import Optics, transfer_function
@@ -60,6 +61,22 @@ class Pictures:
         sigma = torch.full_like(change_ang2, self._sigma_ang if sigma_ang is None else sigma_ang)
         structure = imaging.scatterer_coefficients(sheet.cell_ang[rows], place, change_ang2, sigma, self._harmonics)
         return imaging.real_series(structure * transfer)
+
+    def mend(self, series: Tensor, sheet: Sheet, rows: Tensor, before: tuple[Tensor, Tensor], transfer: Tensor) -> None:
+        """Mend the series (B, 2 N, 2 N) in place where atoms of `rows` (n,) have changed since.
+
+        `before` are the atomic numbers and presence (n, K) of these rows then; transfer functions are (B, Ny, Nx).
+        """
+        number, present = before
+        other = (sheet.atomic_number[rows] != number) | (sheet.present[rows] != present)
+        here = rows_where(other.any(1))
+        if len(here) == 0:
+            return
+        which, most = rows[here], int(other.sum(1).amax())
+        sites = other[here].float().topk(most, dim=1).indices  # where fewer have changed, some that have not
+        then = self._weight_ang2[number[here].gather(1, sites)] * present[here].gather(1, sites)
+        change = self.weights(sheet, which, sites) - then
+        write_sum(series, which, self.change(sheet, which, sites, change, transfer[which]))
 
     @staticmethod
     def frame(series: Tensor, cell_ang: Tensor, places: Raster) -> Tensor:

@@ -1,7 +1,7 @@
 """Beam fabrication in machine code: what `beam_fabrication` does in every step of rows that are under way.
 
 That file is the reference, and what a GPU runs; here are loops over rows in its place, in double precision. What
-happens seldom (episodes that begin, controls that are set, pictures) is left to it.
+happens seldom (episodes that begin, controls that are set) and pictures are left to it.
 """
 
 from __future__ import annotations

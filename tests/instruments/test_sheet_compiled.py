@@ -202,6 +202,18 @@ def test_nothing_of_an_episode_is_left_in_the_next(name):
         assert torch.equal(found[key], value), key
 
 
+def test_pictures_are_mended_where_machine_code_has_changed_atoms():
+    settings = {"pictures": True, "probe": {"energy_kev": 100.0, "defocus_sd_ang": 5.0}, "free_slots": 1}
+    reference, fast = (column(8, kind, **settings) for kind in (False, True))
+    began = fast._now.series.clone()
+    for instrument in (reference, fast):
+        play(instrument, 6)
+    assert (fast._now.sheet.jumps > 0).any() and (fast._now.sheet.lost > 1).any()
+    largest = began.abs().amax()
+    assert (fast._now.series - began).abs().amax() > 1e-3 * largest
+    assert (fast._now.series - reference._now.series).abs().amax() < 1e-5 * largest
+
+
 def test_rows_that_are_not_named_are_not_touched():
     sheet = column(5, True, specimen={"count": 2})
     play(sheet, 2)
@@ -227,7 +239,7 @@ def test_a_restored_sheet_goes_on_alike():
             assert torch.equal(value.nan_to_num(), after.data[key].nan_to_num()), key
 
 
-VARIANTS = [(id, {}) for id in sorted(variant_files()) if "BeamFabrication" in id and "image" not in id]
+VARIANTS = [(id, {}) for id in sorted(variant_files()) if "BeamFabrication" in id]
 JUDGED_BY_EYE = ("stem_gym/BeamFabrication-trimer-v0", {"scores_from": "perception"})
 NEVER_RECENTRED = ("stem_gym/BeamFabrication-energies-v0", {"recentre_ang": None, "skip_frames": True})
 
@@ -259,7 +271,9 @@ def played_alike(id: str, instrument: dict[str, Any], task: dict[str, Any]) -> l
     seen = [env.reset(seed=11)[0] for env in envs]
     for _ in range(15):
         for key, value in seen[0].items():
-            np.testing.assert_allclose(seen[1][key], value, rtol=1e-4, atol=2e-3, err_msg=key)
+            grey = key == "image"  # a rate that differs by its rounding may round to another count
+            np.testing.assert_allclose(seen[1][key], value, rtol=1e-4, atol=1.0 if grey else 2e-3, err_msg=key)
+            assert not grey or np.mean(seen[1][key] != value) < 0.002
         action = envs[0].action_space.sample()
         steps = [env.step(action) for env in envs]
         seen = [step[0] for step in steps]
@@ -306,9 +320,9 @@ def test_the_contract_holds():
     check_instrument(column(3, True, specimen={"count": 2}))
 
 
-@pytest.mark.parametrize("change", [{"pictures": True}, {"kinetics": {"contamination": {}}}])
+@pytest.mark.parametrize("change", [{"kinetics": {"contamination": {}}}])
 def test_what_only_the_reference_can_do_is_refused(change):
-    with pytest.raises(ConfigError, match=rf"clean sheets without pictures.*{next(iter(change))}"):
+    with pytest.raises(ConfigError, match=rf"clean sheets on a CPU.*{next(iter(change))}"):
         column(1, True, **change)
 
 
