@@ -78,6 +78,13 @@ def test_side_by_side_whole_episodes_of_dkl_are_four_times_faster():
     assert fits["one_field"]["200"]["decision_s"] <= 0.15 and fits["one_field"]["200"]["fresh_fit_s"] <= 1.0
 
 
+def test_beam_fabrication_in_machine_code_is_as_fast_as_asked():
+    stored = json.loads((RESULTS / "throughput.json").read_text())["compiled"]
+    speed = {(row["id"].removeprefix("stem_gym/BeamFabrication-"), row["rows"]): row["steps_per_s"] for row in stored}
+    assert speed["v0", 1] >= 2_000 and speed["v0", 4096] >= 300_000
+    assert speed["image-v0", 1] >= 500 and speed["image-v0", 256] >= 5_000
+
+
 def test_a_decision_between_laws_takes_milliseconds():
     speed = rows("hypotheses_speed.json", "what")
     for draws in (256, 512):
