@@ -85,6 +85,14 @@ def test_beam_fabrication_in_machine_code_is_as_fast_as_asked():
     assert speed["image-v0", 1] >= 500 and speed["image-v0", 256] >= 5_000
 
 
+def test_the_page_tells_how_many_thresholds_the_surrogate_meets():
+    found = json.loads((RESULTS / "recoil.json").read_text())["thresholds"]
+    pairs = [(row["transfer_ev"], row["surrogate_ev"]) for row in found]
+    met = sum(one is other or (None not in (one, other) and abs(one - other) <= 0.5) for one, other in pairs)
+    page = (REPO / "docs" / "displacement-outcomes.md").read_text()
+    assert f"{met} of the card's {len(found)} thresholds lie within 0.5 eV" in page and met >= 67
+
+
 def test_a_decision_between_laws_takes_milliseconds():
     speed = rows("hypotheses_speed.json", "what")
     for draws in (256, 512):
