@@ -20,8 +20,9 @@ from stem_gym.surrogates.information import Forecast, evened, expected_informati
 class Settings(CampaignSettings):
     """What can be chosen."""
 
-    draws: int = Field(256, ge=16)
-    """values of each law that an experiment is judged by"""
+    draws: int | None = Field(256, ge=16)
+    """values of each law that an experiment is judged by: more than for one step, as those of the second are weighed by
+    the first; null: as other agents have"""
     candidates: int = Field(3, ge=1, le=16)
     """experiments whose second step is looked at"""
     outcomes: int = Field(4, ge=1, le=16)
@@ -102,7 +103,7 @@ class Lookahead(CampaignPolicy):
             where = None if experiment.sites is None else present.site
             fresh, calibrated = (one.gather(1, site).squeeze(1) for one in (present.fresh, present.calibrated))
             fresh, calibrated = fresh | (action.does == "erase"), calibrated | (action.does == "calibrate")
-            forecast = self.referee.forecast(outlook.design, factor, self.settings.draws, where, fresh, calibrated)
+            forecast = self.referee.forecast(outlook.design, factor, self.draws, where, fresh, calibrated)
             follow = (expected_information(outlook.laws, forecast) / (action.seconds + here)).amax(1)
             paid = action.seconds + here.amin(1) < outlook.seconds_left
             better = useful & paid & (follow > worth)

@@ -4,9 +4,9 @@ python benchmarks/hypotheses.py                             # 200 worlds each; s
 python benchmarks/hypotheses.py --ids std --agents eig,ppo  # some of it; the rest of the file is kept
 python benchmarks/hypotheses.py --show                      # prints the table of the stored figures
 
-The referee of every agent has 4,096 particles a law and judges experiments by 256 values, to make hours of minutes; the
-agents' own defaults are 16,384 and 512. A claim is a declaration with 0.95 or more. Regret is what the best simple rule
-of the same worlds (experiments by chance or in an even sequence, or the hand-made rules of when to tune) earns more.
+The referee of every agent has 4,096 particles a law, to make hours of minutes; the agents' own default is 16,384. A
+claim is a declaration with 0.95 or more. Regret is what the best simple rule of the same worlds (experiments by chance
+or in an even sequence, or the hand-made rules of when to tune) earns more.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ AGENTS = (
     "ppo",
 )
 SIMPLE_RULES = ("random_designs", "sobol", "tuning_rules")
-SETTINGS = {"particles": 4096, "draws": 256}
+SETTINGS = {"particles": 4096}
 ROWS = 50
 MEANS = {
     "right": "claim_right",

@@ -3,9 +3,10 @@
 python benchmarks/hypotheses_speed.py             # milliseconds; stores results/hypotheses_speed.json
 
 With 16,384 particles of four laws and 120 designs, after five measurements, the same episodes one by one and side by
-side. Each figure is the median of calls after a first one; the forecast (values of a resample of the particles) is a
-part of both decisions. Told is time of the processor on one thread, which others at work on the machine disturb least;
-wall time is stored beside.
+side. A decision is what an agent does between an observation and its action, but for its belief, which has taken in the
+last measurement already and is told by itself; the forecast (values of some of the particles) is a part of it, and what
+an experiment should tell as well. Each figure is the median of calls after a first one. Told is time of the processor
+on one thread, which others at work on the machine disturb least; wall time is stored beside.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import torch
+from gymnasium.vector import AutoresetMode
 
+import agents
 from benchmarks.throughput import machine
 from stem_gym.core.batch import take_rows
 from stem_gym.core.config import parse
@@ -34,12 +38,13 @@ RESULTS = Path(__file__).parent / "results"
 FILE = "hypotheses_speed.json"
 PARTICLES, MEASUREMENTS, TOGETHER = 16384, 5, 64
 STD = {"laws": "domain_growth", "noise": {"absolute": 8.0, "relative": 0.08}, "measure_s": 16.0}
+ID = "stem_gym/HypothesisDiscrimination-v0"  # as STD
 
 
 def main() -> None:
     """Measure, print, store."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--draws", default="256,512", help="values of each law that an experiment is judged by")
+    parser.add_argument("--draws", default="64,256", help="values of each law that an experiment is judged by")
     parser.add_argument("--runs", type=int, default=5, help="calls of each; the median is told")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
     given = parser.parse_args()
@@ -49,10 +54,10 @@ def main() -> None:
     played = campaigns(experiment, TOGETHER)
     each = [parts(experiment, take_rows(played, torch.tensor([row])), draws) for row in range(TOGETHER)]
     many = parts(experiment, played, draws)
+    timed = {what: ([one[what] for one in each], call) for what, call in many.items()} | decisions(draws)
     rows = []
-    for what in many:
-        alone = median_ms(partial(in_turn, [one[what] for one in each]), given.runs)
-        together = median_ms(many[what], given.runs)
+    for what, (calls, call) in timed.items():
+        alone, together = median_ms(partial(in_turn, calls), given.runs), median_ms(call, given.runs)
         row: dict[str, Any] = {"what": what, "one_ms": alone[0] / TOGETHER, "together_ms": together[0] / TOGETHER}
         row |= {"one_wall_ms": alone[1] / TOGETHER, "together_wall_ms": together[1] / TOGETHER}
         rows.append(row)
@@ -90,6 +95,31 @@ def parts(experiment: Experiment, history: History, every_draws: Sequence[int]) 
     return found | {
         "evidence of none": partial(none.log_evidence, history, used),
         f"belief after {MEASUREMENTS} measurements": again,
+    }
+
+
+def decisions(every_draws: Sequence[int]) -> dict[str, tuple[list[Callable[[], object]], Callable[[], object]]]:
+    """What an agent does of observations that it has taken in: each episode alone, and all of them at once."""
+    env = gymnasium.make_vec(ID, num_envs=TOGETHER, autoreset_mode=AutoresetMode.DISABLED)
+    single = gymnasium.make_vec(ID, num_envs=1, autoreset_mode=AutoresetMode.DISABLED)
+    observation, _ = env.reset(seed=0)
+    generator = torch.Generator().manual_seed(0)
+    protocol = Protocol(parse(Experiment, STD, "benchmark"))
+    for _ in range(MEASUREMENTS):
+        chosen = protocol.designs()[torch.randint(0, 120, (TOGETHER,), generator=generator)]
+        action = protocol.experiments(chosen, torch.zeros(TOGETHER, dtype=torch.int64))
+        observation, *_ = env.step(action.numpy())
+
+    def of(rows: slice, bound: bool, draws: int) -> Callable[[], object]:
+        face = single if rows.stop - rows.start == 1 else env
+        policy = agents.make("eig", face, particles=PARTICLES, draws=draws, bound=bound)
+        return partial(policy.act, {key: value[rows] for key, value in observation.items()})
+
+    alone, together = [slice(row, row + 1) for row in range(TOGETHER)], slice(0, TOGETHER)
+    return {
+        f"decision by {name}, {draws} values": ([of(row, bound, draws) for row in alone], of(together, bound, draws))
+        for draws in every_draws
+        for name, bound in (("EIG", False), ("the bound", True))
     }
 
 

@@ -40,8 +40,8 @@ class CampaignSettings(Config):
     """the agent's own draws; the same seed in the same worlds gives the same actions"""
     particles: int = Field(16384, ge=64)
     """particles of each law"""
-    draws: int = Field(512, ge=16)
-    """values of each law that an experiment is judged by"""
+    draws: int | None = Field(None, ge=16)
+    """values of each law that an experiment is judged by; null: 64, or 256 where sites have factors of their own"""
     claim: float = Field(0.95, gt=0, lt=1)
     """probability from which an answer is declared"""
     none: float | None = Field(None, gt=0, lt=1)
@@ -116,6 +116,8 @@ class CampaignPolicy(Policy):
         self.referee = Referee(self.protocol.experiment, face.rows, settings.particles, none=none)
         self.streams = Streams(row_seeds(settings.seed, face.rows))
         self.design = self.protocol.designs()
+        sites = self.protocol.experiment.sites
+        self.draws = settings.draws or (256 if sites is not None and sites.factor > 0.0 else 64)
         self._acts = torch.zeros(face.rows)
         self._sizes = torch.zeros(face.rows, self.places)  # measured in pictures, where values are not told
         self._seen = torch.zeros(face.rows, 1, dtype=torch.int64)  # of these
@@ -157,7 +159,7 @@ class CampaignPolicy(Policy):
         return Outlook(
             self.protocol,
             self.referee,
-            self.settings.draws,
+            self.draws,
             history,
             present,
             self.referee.probability,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,18 +88,31 @@ class BoundLaw:
         return self.of(self.values(z), design)
 
     def over_grid(self, z: Tensor, grids: Sequence[Tensor]) -> Tensor:
-        """The same in all combinations of the axes' values, (…, E), the last axis fastest, for z (…, P).
+        """The same in all combinations of the axes' values, (…, E, N), the last axis fastest, for z (…, N, P).
 
         Each axis is given along a dimension of its own, so that what depends on one alone is worked out once for each
         of its values.
         """
-        count = len(grids)
+        lengths = [len(grid) for grid in grids]
+        said = self._apart(z, grids)
+        return said.expand(*said.shape[: -len(grids) - 1], *lengths, -1).flatten(-len(grids) - 1, -2)
+
+    def same_over_grid(self, grids: Sequence[Tensor]) -> Tensor:
+        """For each combination (E,) of the axes' values, the first of which the law says the same by its formula."""
+        lengths = [len(grid) for grid in grids]
+        said = self._apart(torch.zeros(1, len(self.parameters)), grids)
+        first = torch.arange(math.prod(lengths)).reshape(lengths)
+        for axis, length in enumerate(said.shape[:-1]):
+            first = first.narrow(axis, 0, length)
+        return first.expand(lengths).flatten()
+
+    def _apart(self, z: Tensor, grids: Sequence[Tensor]) -> Tensor:
+        """What should be measured, (…, E1, E2, …, N): an axis that does not matter has a length of 1."""
         axes = {
-            name: grid.reshape([-1 if j == i else 1 for j in range(count)])
+            name: grid.reshape([-1 if j == i else 1 for j in range(len(grids) + 1)])
             for i, (name, grid) in enumerate(zip(self.axes, grids, strict=True))
         }
-        said = self.law(axes, **self.values(z[(..., *(None for _ in grids), slice(None))]))
-        return said.expand(*z.shape[:-1], *(len(grid) for grid in grids)).flatten(-count)
+        return self.law(axes, **self.values(z[(..., *(None for _ in grids), slice(None), slice(None))]))
 
     def of(self, values: Mapping[str, Tensor], design: Tensor) -> Tensor:
         """The same for parameters (…) by name."""
@@ -151,7 +165,7 @@ def check_law(bound: BoundLaw, laws: LawSet) -> None:
     if mean.shape != (_SAMPLES, len(design)):
         raise ConfigError(f"{bound.name}: a law must broadcast its arguments; it gave the shape {tuple(mean.shape)}.")
     try:
-        alike = torch.allclose(bound.over_grid(z, grids), mean, equal_nan=True)
+        alike = torch.allclose(bound.over_grid(z, grids).mT, mean, equal_nan=True)
     except RuntimeError as error:
         raise ConfigError(
             f"{bound.name}: a law must broadcast its arguments; {bound.spec.law!r} fails where each axis has a "

@@ -4,7 +4,8 @@ Particles live in the space of standard normal numbers from which priors make pa
 each site. They are weighed by the likelihood of each new measurement, and where too few of a law still count, they are
 drawn again and moved by a few steps of Metropolis with the likelihood of the whole history (Chopin, Biometrika 89, 539,
 2002). The evidence of a law is the product of the mean weights. With a law "none of these" (`GaussianLaw`), the set is
-open.
+open. Particles lie in the order of a Hilbert curve through their law's parameters, so that the few of them which a
+forecast takes at even steps of the weight stand for all.
 
 Prior particles are one scrambled Sobol sequence for all rows; resampling and moves draw from a stream of each row, so
 that a row depends on its seed alone.
@@ -23,6 +24,7 @@ from stem_gym.core.experiments import Experiment, History
 from stem_gym.core.streams import Streams, row_seeds
 from stem_gym.simulator.laws import BoundLaw, bind_set
 from stem_gym.surrogates.gaussian_law import GaussianLaw
+from stem_gym.surrogates.hilbert import curve_order
 from stem_gym.surrogates.information import Forecast
 
 _FEW = 0.3  # share of the particles below which their effective number calls for new ones
@@ -30,6 +32,7 @@ _MOVES = (0.8, 0.3)  # lengths of the Metropolis steps, in units of the best for
 _WIDER = 1.2  # how much wider than the particles the Gaussian is, from which all are drawn anew once
 _BEST_STEP = 2.38  # over the root of the dimension (Roberts, Gelman and Gilks, Ann. Appl. Probab. 7, 110, 1997)
 _IN_CACHE = 2**18  # numbers in the particles of rows that are renewed together, at most
+_BLOCK = 32  # particles among which one is searched for at once
 _HALF_LOG_TAU = 0.5 * math.log(2.0 * math.pi)
 
 _Given = tuple[list[dict[str, Tensor]], Tensor, Tensor]  # parameters by law, factors of sites, values of sites
@@ -39,11 +42,11 @@ _Given = tuple[list[dict[str, Tensor]], Tensor, Tensor]  # parameters by law, fa
 class _Cloud:
     """Particles of all laws in some rows, and what the history says of each."""
 
-    z: Tensor  # (B, L, N, Q) parameters of the law, then factors of the sites
-    log_weight: Tensor  # (B, L, N)
+    z: Tensor  # (B, L, Q, N) parameters of the law, then factors of the sites
+    weight: Tensor  # (B, L, N), adding up to 1
     log_likelihood: Tensor  # (B, L, N) of the whole history
     misfit: Tensor  # (B, L, N) χ²
-    site_value: Tensor  # (B, L, N, K) largest so far, where sites remember; else (B, L, N, 0)
+    site_value: Tensor  # (B, L, K, N) largest so far, where sites remember; else (B, L, 0, N)
 
 
 class Referee:
@@ -69,12 +72,14 @@ class Referee:
         sites = experiment.sites
         self._grids = [axis.grid() for axis in experiment.law_set.axes]
         self._designs = torch.cartesian_prod(*self._grids).reshape(-1, len(self._grids))
+        self._same = torch.stack([law.same_over_grid(self._grids) for law in self._laws])  # (L, E)
         self._sites = sites.count if sites else 1
         self._factor = sites.factor if sites else 0.0
         self._remembers = bool(sites and sites.remembers)
         self._parameters = max(len(law.parameters) for law in self._laws)
         self._width = self._parameters + (self._sites if self._factor > 0.0 else 0)
-        self._prior = _even_normal(particles, self._width, dtype)  # (N, Q)
+        even = _even_normal(particles, self._width, dtype).T.expand(1, len(self._laws), -1, -1)
+        self._prior = _gather(even, self._curve_order(even))  # (1, L, Q, N)
         self._streams = Streams(row_seeds(seed, rows))
         with torch.inference_mode():
             self._cloud = self._fresh(rows)
@@ -132,7 +137,7 @@ class Referee:
         self,
         design: Tensor,
         noise_factor: Tensor,
-        draws: int = 512,
+        draws: int = 64,
         site: Tensor | None = None,
         fresh: Tensor | None = None,
         calibrated: Tensor | None = None,
@@ -143,9 +148,10 @@ class Referee:
         the history unless it is given, as it must be after an action that no measurement has followed yet. Without a
         site it is one of which nothing is known.
         """
-        index = _systematic(self._cloud.log_weight, draws, torch.full((self.rows, len(self._laws), 1), 0.5))
-        z = _gather(self._cloud.z, index)  # (B, L, S, Q)
-        value = self._at_designs(z, design)  # (B, L, S, E)
+        index = _systematic(self._cloud.weight, draws, torch.full((self.rows, len(self._laws), 1), 0.5))
+        z = _gather(self._cloud.z, index)  # (B, L, Q, S)
+        same = self._same if torch.equal(design, self._designs) else None
+        value = self._over_grid(z) if same is not None else self._means(self._values(z.unsqueeze(4)), design)
         if site is not None and self._history is not None:
             fresh = self._last_at(site) < 0 if fresh is None else fresh
             calibrated = self._calibrated_at(site) if calibrated is None else calibrated
@@ -155,18 +161,19 @@ class Referee:
             value = self._scaled(value, self._factor * unknown)
         if self.none is not None:
             others = self.none.forecast(self._seen(), self._used, design, draws)
-            value = torch.cat((value, others.unsqueeze(1)), dim=1)
-        return Forecast(value, self.experiment.noise, noise_factor)
+            value = torch.cat((value.mT, others.mT.unsqueeze(1)), dim=1).mT
+            same = None if same is None else torch.cat((same, torch.arange(len(design)).unsqueeze(0)))
+        return Forecast(value, self.experiment.noise, noise_factor, same=same)
 
     def _at_site(self, value: Tensor, z: Tensor, index: Tensor, state: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """Values of experiments at sites (B,), of which some are fresh (B,) and some calibrated (B,)."""
-        where, fresh, known = (one[:, None, None, None] for one in state)
+        where, (fresh, known) = state[0], (one[:, None, None, None] for one in state[1:])
+        row = torch.arange(len(where))
         if self._remembers:
-            before = _gather(self._cloud.site_value, index).gather(3, where.expand(*value.shape[:3], 1))
+            before = _gather(self._cloud.site_value, index)[row, :, where].unsqueeze(3)
             value = torch.where(fresh, value, torch.maximum(before, value))
         if self._factor > 0.0:
-            factors = z[..., self._parameters :]
-            own = self._factor * factors.gather(3, where.expand(*value.shape[:3], 1))
+            own = self._factor * z[row, :, self._parameters + where].unsqueeze(3)
             value = self._scaled(value, torch.where(known, torch.zeros_like(own), own))
         return value
 
@@ -205,26 +212,24 @@ class Referee:
         kept = self._sites if self._remembers else 0
         zero = torch.zeros(rows, laws, count, dtype=self._dtype)
         return _Cloud(
-            z=self._prior.expand(rows, laws, -1, -1).clone(),
-            log_weight=torch.full_like(zero, -math.log(count)),
+            z=self._prior.expand(rows, -1, -1, -1).clone(),
+            weight=torch.full_like(zero, 1.0 / count),
             log_likelihood=zero,
             misfit=zero.clone(),
-            site_value=torch.zeros(rows, laws, count, kept, dtype=self._dtype),
+            site_value=torch.zeros(rows, laws, kept, count, dtype=self._dtype),
         )
 
     def _values(self, z: Tensor) -> list[dict[str, Tensor]]:
-        """The parameters (B, …) of each law by name, for z (B, L, …, Q)."""
-        return [law.values(z[:, i]) for i, law in enumerate(self._laws)]
+        """The parameters (B, …) of each law by name, for z (B, L, Q, …)."""
+        return [law.values(z[:, i].movedim(1, -1)) for i, law in enumerate(self._laws)]
 
     def _means(self, values: list[dict[str, Tensor]], design: Tensor) -> Tensor:
         """What the laws say, (B, L, …), for their parameters and experiments that broadcast with these."""
         return torch.stack([law.of(mine, design) for law, mine in zip(self._laws, values, strict=True)], dim=1)
 
-    def _at_designs(self, z: Tensor, design: Tensor) -> Tensor:
-        """What the laws say, (B, L, S, E), for z (B, L, S, Q): sooner for the grid of all axes than for other lists."""
-        if not torch.equal(design, self._designs):
-            return self._means(self._values(z.unsqueeze(3)), design)
-        return torch.stack([law.over_grid(z[:, i], self._grids) for i, law in enumerate(self._laws)], dim=1)
+    def _over_grid(self, z: Tensor) -> Tensor:
+        """What the laws say of the grid of all experiments, (B, L, S, E) with S innermost, for z (B, L, Q, S)."""
+        return torch.stack([law.over_grid(z[:, i].mT, self._grids) for i, law in enumerate(self._laws)], dim=1).mT
 
     def _scaled(self, value: Tensor, factor: Tensor) -> Tensor:
         return value + factor if self.experiment.law_set.logarithmic else value * torch.exp(factor)
@@ -238,13 +243,14 @@ class Referee:
             return picked.to(self._dtype) if picked.is_floating_point() else picked
 
         value = self._means(values, of(history.design).unsqueeze(1))  # (n, L, N)
-        site = of(history.site)[:, None, None, None].expand(*value.shape, 1)
+        row, site = torch.arange(len(rows)), of(history.site)
         if self._remembers:
-            before = site_value.gather(3, site).squeeze(3)
-            value = torch.where(of(history.fresh)[:, None, None], value, torch.maximum(before, value))
-            site_value = site_value.scatter(3, site, value.unsqueeze(3))
+            largest = torch.maximum(site_value[row, :, site], value)
+            value = torch.where(of(history.fresh)[:, None, None], value, largest)
+            site_value = site_value.clone()
+            site_value[row, :, site] = value
         if self._factor > 0.0:
-            factor = self._factor * factors.gather(3, site).squeeze(3)
+            factor = self._factor * factors[row, :, site]
             free = of(history.calibrated)[:, None, None]
             value = self._scaled(value, torch.where(free, torch.zeros_like(factor), factor))
         deviation = self.experiment.noise_sd(value, of(history.noise_factor)[:, None, None])
@@ -255,19 +261,21 @@ class Referee:
         """Take measurement `number` (B,) of the rows that have a `new` one into the weights."""
         rows = new.nonzero().squeeze(1)
         part = _take(self._cloud, rows)
-        given = self._values(part.z), part.z[..., self._parameters :], part.site_value
+        given = self._values(part.z), part.z[:, :, self._parameters :], part.site_value
         log, square, site_value = self._judged(given, rows, number[rows])
-        log_weight = part.log_weight + log
-        total = torch.logsumexp(log_weight, dim=2, keepdim=True)
-        self._log_evidence[rows] += total.squeeze(2)
-        lost = torch.isneginf(total)  # no particle of a law is near: it is out, and keeps its particles as they are
-        weight = torch.where(lost, part.log_weight, log_weight - total)
+        log_weight = part.weight.log() + log
+        top = log_weight.amax(2, keepdim=True)
+        lost = torch.isneginf(top)  # no particle of a law is near: it is out, and keeps its particles as they are
+        weight = torch.exp(log_weight - top)
+        total = weight.sum(2, keepdim=True)
+        self._log_evidence[rows] += torch.where(lost, top, top + total.log()).squeeze(2)
+        weight = torch.where(lost, part.weight, weight / total)
         likelihood, misfit = part.log_likelihood + log, part.misfit + square
         _put(self._cloud, rows, _Cloud(part.z, weight, likelihood, misfit, site_value))
 
     def _renew(self, new: Tensor) -> None:
         """Draw the particles again and move them, in the rows where those of any law that still counts are few."""
-        few = torch.exp(-torch.logsumexp(2.0 * self._cloud.log_weight, dim=2)) < _FEW * self.particles
+        few = self._cloud.weight.square().sum(2) > 1.0 / (_FEW * self.particles)
         counts = torch.softmax(self._log_evidence, dim=1) > 1e-6
         rows = (new & (few & counts).any(1)).nonzero().squeeze(1)
         if len(rows):
@@ -277,29 +285,32 @@ class Referee:
     def _renew_rows(self, rows: Tensor) -> None:
         before = _take(self._cloud, rows)
         offset = self._streams.uniform(rows, (len(self._laws), 1)).to(self._dtype)
-        centre, step = _gaussian_of(before.z, before.log_weight)
-        index = _systematic(before.log_weight, self.particles, offset)
-        cloud = _Cloud(*(_gather(getattr(before, one.name), index) for one in fields(_Cloud)))
-        cloud.log_weight = torch.full_like(cloud.log_weight, -math.log(self.particles))
+        centre, step = _gaussian_of(before.z, before.weight)
+        cloud = _picked(before, _systematic(before.weight, self.particles, offset))
+        cloud.weight = torch.full_like(cloud.weight, 1.0 / self.particles)
         cloud = self._moved(cloud, _WIDER * step, rows, centre)
         for length in _MOVES:
             cloud = self._moved(cloud, step * (length * _BEST_STEP / math.sqrt(self._width)), rows)
-        _put(self._cloud, rows, cloud)
+        even = torch.linalg.solve_triangular(step, cloud.z - centre, upper=False)
+        _put(self._cloud, rows, _picked(cloud, self._curve_order(even)))
+
+    def _curve_order(self, even: Tensor) -> Tensor:
+        """Indices (n, L, N) that put particles, in units of their spread (n, L, Q, N), along the curve of each law."""
+        counts = [len(law.parameters) for law in self._laws]
+        return torch.stack([curve_order(even[:, i, :count].mT) for i, count in enumerate(counts)], dim=1)
 
     def _moved(self, cloud: _Cloud, step: Tensor, rows: Tensor, centre: Tensor | None = None) -> _Cloud:
         """One step of Metropolis and Hastings for each particle, by a Gaussian of a given factor (n, L, Q, Q).
 
-        It lies around the particle, or around a `centre` (n, L, 1, Q) that all have in common.
+        It lies around the particle, or around a `centre` (n, L, Q, 1) that all have in common.
         """
-        shape = cloud.z.shape[1:]
-        normal = self._streams.normal(rows, shape).to(self._dtype)
-        way = torch.einsum("nlij,nlpj->nlpi", step, normal)
-        proposed = (cloud.z if centre is None else centre) + way
+        normal = self._streams.normal(rows, cloud.z.shape[1:]).to(self._dtype)
+        proposed = (cloud.z if centre is None else centre) + step @ normal
         odds = torch.zeros_like(cloud.log_likelihood)  # of proposing the way back over the way there
         if centre is not None:
-            back = torch.linalg.solve_triangular(step, (cloud.z - centre).mT, upper=False)  # (n, L, Q, N)
-            odds = 0.5 * (normal.square().sum(3) - back.square().sum(2))
-        values, factors = self._values(proposed), proposed[..., self._parameters :]
+            back = torch.linalg.solve_triangular(step, cloud.z - centre, upper=False)
+            odds = 0.5 * (normal.square().sum(2) - back.square().sum(2))
+        values, factors = self._values(proposed), proposed[:, :, self._parameters :]
         site_value = torch.zeros_like(cloud.site_value)
         likelihood, misfit = torch.zeros_like(cloud.log_likelihood), torch.zeros_like(cloud.misfit)
         used = self._used[rows]
@@ -309,15 +320,15 @@ class Referee:
             if number >= everywhere:
                 there = (number < used)[:, None, None]
                 log, square = log.masked_fill_(~there, 0.0), square.masked_fill_(~there, 0.0)
-                after = torch.where(there.unsqueeze(3), after, site_value)
+                after = torch.where(there.unsqueeze(2), after, site_value)
             likelihood, misfit, site_value = likelihood.add_(log), misfit.add_(square), after
-        gain = likelihood - cloud.log_likelihood - 0.5 * (proposed.square().sum(3) - cloud.z.square().sum(3))
+        gain = likelihood - cloud.log_likelihood - 0.5 * (proposed.square().sum(2) - cloud.z.square().sum(2))
         gain = gain + odds
-        taken = self._streams.uniform(rows, shape[:2]).to(self._dtype).log() < gain
-        fresh = _Cloud(proposed, cloud.log_weight, likelihood, misfit, site_value)
+        taken = self._streams.uniform(rows, gain.shape[1:]).to(self._dtype).log() < gain
+        fresh = _Cloud(proposed, cloud.weight, likelihood, misfit, site_value)
         return _Cloud(
             *(
-                torch.where(taken.unsqueeze(3) if new.dim() == 4 else taken, new, old)
+                torch.where(taken.unsqueeze(2) if new.dim() == 4 else taken, new, old)
                 for new, old in ((getattr(fresh, one.name), getattr(cloud, one.name)) for one in fields(_Cloud))
             )
         )
@@ -343,13 +354,12 @@ def _shuffled_normal(count: int) -> Tensor:
     return torch.special.ndtri(part)[order].float()
 
 
-def _systematic(log_weight: Tensor, draws: int, offset: Tensor) -> Tensor:
+def _systematic(weight: Tensor, draws: int, offset: Tensor) -> Tensor:
     """Indices (B, L, draws) of particles with weights (B, L, N), by even steps from an offset (B, L, 1) in (0, 1)."""
-    below = torch.exp(log_weight).cumsum(2)
+    if draws <= weight.shape[2] // 16:
+        return _few(weight, draws, offset)
+    below = weight.cumsum(2)
     total = below[..., -1:]
-    if draws <= below.shape[2] // 16:
-        wanted = (torch.arange(draws, device=below.device) + offset) / draws * total
-        return torch.searchsorted(below, wanted.contiguous()).clamp_(max=log_weight.shape[2] - 1)
     # Of many steps, how many lie below the end of each particle: to search for each takes ten times as long.
     before = torch.ceil(below * (draws / total) - offset).long().clamp_(0, draws)
     before.masked_fill_(below >= total, draws)
@@ -357,21 +367,41 @@ def _systematic(log_weight: Tensor, draws: int, offset: Tensor) -> Tensor:
     return index.scatter_add_(2, before, torch.ones_like(before))[..., :draws].cumsum(2)
 
 
-def _gaussian_of(z: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (B, L, 1, Q) and Cholesky factor (B, L, Q, Q) of the weighted particles' covariance, kept off singular."""
-    weight = torch.exp(log_weight).unsqueeze(3)
-    mean = (weight * z).sum(2, keepdim=True)
+def _few(weight: Tensor, draws: int, offset: Tensor) -> Tensor:
+    """The same of few steps: first in which block of particles each lies, then at which of them."""
+    width = math.gcd(weight.shape[2], _BLOCK)
+    blocks = weight.unflatten(2, (-1, width))
+    share = blocks.sum(3)
+    end = share.cumsum(2)
+    wanted = (torch.arange(draws, device=weight.device) + offset) / draws * end[..., -1:]
+    block = torch.searchsorted(end, wanted)
+    rest = wanted - (end - share).gather(2, block)
+    first = torch.arange(math.prod(end.shape[:2])).reshape(*end.shape[:2], 1) * end.shape[2]
+    whole = blocks.flatten(0, 2).index_select(0, (first + block).flatten())  # ten times as fast as `gather`
+    below = whole.unflatten(0, block.shape).cumsum(3)  # (B, L, draws, width)
+    rest = rest.clamp(min=torch.finfo(weight.dtype).tiny).unsqueeze(3).minimum(below[..., -1:])
+    return block * width + torch.searchsorted(below, rest).squeeze(3)
+
+
+def _gaussian_of(z: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (B, L, Q, 1) and Cholesky factor (B, L, Q, Q) of the weighted particles' covariance, kept off singular."""
+    mean = z @ weight.unsqueeze(3)
     centred = z - mean
-    covariance = torch.einsum("blpi,blpj->blij", weight * centred, centred).double()
-    floor = 1e-6 * torch.eye(z.shape[3], dtype=torch.float64)
+    covariance = ((weight.unsqueeze(2) * centred) @ centred.mT).double()
+    floor = 1e-6 * torch.eye(z.shape[2], dtype=torch.float64)
     return mean, torch.linalg.cholesky(covariance + floor).to(z.dtype)
 
 
 def _gather(whole: Tensor, index: Tensor) -> Tensor:
-    """The particles of an index (B, L, S), of (B, L, N) or (B, L, N, Q)."""
+    """The particles of an index (B, L, S), of (B, L, N) or (B, L, Q, N)."""
     if whole.dim() == 3:
         return whole.gather(2, index)
-    return whole.gather(2, index.unsqueeze(3).expand(*index.shape, whole.shape[3]))
+    return whole.gather(3, index.unsqueeze(2).expand(-1, -1, whole.shape[2], -1))
+
+
+def _picked(cloud: _Cloud, index: Tensor) -> _Cloud:
+    """The particles of an index (B, L, N)."""
+    return _Cloud(*(_gather(getattr(cloud, one.name), index) for one in fields(_Cloud)))
 
 
 def _take(cloud: _Cloud, rows: Tensor) -> _Cloud:

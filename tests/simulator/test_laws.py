@@ -187,6 +187,20 @@ def test_a_law_that_wants_axes_of_one_shape_is_refused(join, said):
         laws.check_law(laws.bind("third", spec, law_set.axes), law_set)
 
 
+@pytest.mark.parametrize(("name", "apart"), [("thermodynamic_1", 20), ("wall_pinning", 120)])
+def test_a_law_knows_which_experiments_are_the_same_to_it(name, apart):
+    """Equilibrium sizes do not depend on the time: of 20 biases and 6 times, the first time stands for all."""
+    growth = read_law_set("domain_growth")
+    bound, grids = laws.bind_set(growth)[name], [axis.grid() for axis in growth.axes]
+    same = bound.same_over_grid(grids)
+    assert same.tolist() == [i - i % (120 // apart) for i in range(120)]
+    value = bound.over_grid(torch.randn(2, 50, len(bound.parameters)), grids)
+    assert value.shape == (2, 120, 50)
+    torch.testing.assert_close(value[:, same], value)
+    changes = value[0, same.unique()].diff(dim=0).abs().amax(1)
+    assert (changes[1:] > 0.0).all(), "beyond half a volt, where no domain appears"
+
+
 def test_a_law_that_does_not_broadcast_is_refused():
     laws.register("shapeless", lambda axes, *, base, slope: (base + slope).squeeze())
     with pytest.raises(ConfigError, match="must broadcast"):

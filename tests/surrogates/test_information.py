@@ -129,6 +129,31 @@ def test_weights_count_as_repeated_values():
         torch.testing.assert_close(figure(probability, weighed), figure(probability, twice), rtol=1e-3, atol=1e-5)
 
 
+def test_what_laws_say_the_same_of_is_worked_out_once_and_told_alike():
+    """Two laws that do not see every second experiment, with and without a word of it."""
+    told, probability = forecast(experiments=6), probabilities()
+    same = torch.arange(6).repeat(4, 1)
+    same[:2] = same[:2] // 2 * 2
+    value = told.value.gather(3, same[None, :, None].expand_as(told.value))
+    weight = torch.softmax(drawn(3, 4, told.value.shape[2], seed=9), dim=2)
+    for weighed in (None, weight):
+        apart = Forecast(value, told.noise, told.noise_factor, weighed)
+        alike = Forecast(value, told.noise, told.noise_factor, weighed, same)
+        assert alike.columns()[0].shape[1] == 2 * 3 + 2 * 6
+        for figure in (expected_information, information_bound, box_hill, bma_variance):
+            torch.testing.assert_close(figure(probability, alike), figure(probability, apart), rtol=1e-4, atol=1e-6)
+
+
+def test_values_far_apart_for_the_grid_keep_the_information_within_its_bounds():
+    """Over 3,000 deviations of noise, cells and nodes are wider than it; laws that share no values are told apart."""
+    value = 1000.0 * torch.rand(2, 3, 50, 4, generator=torch.Generator().manual_seed(0))
+    third, entropy = torch.full((2, 3), 1.0 / 3.0), math.log(3.0)
+    for gap, least in ((0.0, 0.0), (2500.0, 0.99 * entropy)):
+        apart = value + gap * torch.arange(3).reshape(1, 3, 1, 1)
+        found = expected_information(third, Forecast(apart, EVEN, torch.ones(2)))
+        assert bool((found >= least).all()) and bool((found <= entropy + 1e-5).all())
+
+
 def test_box_and_hill_by_hand():
     value = torch.tensor([[0.0, 2.0], [9.0, 11.0]]).reshape(1, 2, 2, 1)
     told = Forecast(value, EVEN, torch.ones(1))  # means 1 and 10; both variances 1 + 4
