@@ -129,11 +129,11 @@ def in_turn(calls: Sequence[Callable[[], object]]) -> None:
         call()
 
 
-def campaigns(experiment: Experiment, rows: int) -> History:
+def campaigns(experiment: Experiment, rows: int, measurements: int = MEASUREMENTS) -> History:
     """Random experiments of worlds from the priors."""
     generator = torch.Generator().manual_seed(0)
     designs, laws = Protocol(experiment).designs(), list(bind_set(experiment.law_set).values())
-    design = designs[torch.randint(0, len(designs), (rows, MEASUREMENTS), generator=generator)]
+    design = designs[torch.randint(0, len(designs), (rows, measurements), generator=generator)]
     z = torch.randn(rows, 1, max(len(law.parameters) for law in laws), generator=generator)
     said = torch.stack([law.mean(z[..., : len(law.parameters)], design) for law in laws], dim=1)
     value = said[torch.arange(rows), torch.arange(rows) % len(laws)]

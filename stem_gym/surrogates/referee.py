@@ -384,12 +384,14 @@ def _few(weight: Tensor, draws: int, offset: Tensor) -> Tensor:
 
 
 def _gaussian_of(z: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (B, L, Q, 1) and Cholesky factor (B, L, Q, Q) of the weighted particles' covariance, kept off singular."""
+    """Mean (B, L, Q, 1) and Cholesky factor (B, L, Q, Q) of the weighted particles' covariance, kept off singular.
+
+    In double precision, in which the floor is far above the rounding.
+    """
     mean = z @ weight.unsqueeze(3)
-    centred = z - mean
-    covariance = ((weight.unsqueeze(2) * centred) @ centred.mT).double()
+    half = ((z - mean) * weight.sqrt().unsqueeze(2)).double()
     floor = 1e-6 * torch.eye(z.shape[2], dtype=torch.float64)
-    return mean, torch.linalg.cholesky(covariance + floor).to(z.dtype)
+    return mean, torch.linalg.cholesky(half @ half.mT + floor).to(z.dtype)
 
 
 def _gather(whole: Tensor, index: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from stem_gym.core.experiments import History, Protocol
 from stem_gym.core.hypotheses import LawSet, as_law_set
 from stem_gym.simulator.laws import bind_set, known_laws, register
-from stem_gym.surrogates.referee import Referee, _picked, _systematic
+from stem_gym.surrogates.referee import Referee, _gaussian_of, _picked, _systematic
 from tests.surrogates.campaigns import domain_growth, drawn, first, history_of, simulated
 
 
@@ -248,6 +248,19 @@ def test_few_particles_in_the_order_of_the_curve_stand_for_all(measured):
     referee._cloud = _picked(referee._cloud, shuffled)
     other = (means(64) - every).square().mean((0, 2)).sqrt()
     assert bool((ordered < 0.6 * other).all()), (ordered, other)
+
+
+def test_the_spread_of_particles_on_a_line_is_found():
+    """Three parameters that are multiples of one, and wide: in single precision they have no Cholesky root."""
+    along = 5.0 * drawn(16, 4, 1, 4096)
+    weight = torch.rand(16, 4, 4096, generator=torch.Generator().manual_seed(0)).pow(20)
+    weight /= weight.sum(2, keepdim=True)
+    mean, root = _gaussian_of(torch.cat((along, -along, 2.0 * along), dim=2), weight)
+    centre = (weight * along[:, :, 0]).sum(2)
+    variance = (weight * (along[:, :, 0] - centre.unsqueeze(2)).square()).sum(2)
+    line = torch.tensor([1.0, -1.0, 2.0])
+    torch.testing.assert_close(mean.squeeze(3), centre.unsqueeze(2) * line, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(root @ root.mT, variance[..., None, None] * line.outer(line), rtol=1e-4, atol=1e-4)
 
 
 def test_no_particle_without_weight_is_taken():
