@@ -103,6 +103,19 @@ def test_a_decision_between_laws_takes_milliseconds():
         assert row["one_ms"] >= 5.0 * row["together_ms"]
 
 
+def test_the_pages_on_the_referee_tell_its_measured_errors():
+    found = json.loads((RESULTS / "hypotheses_errors.json").read_text())
+    pages = (REPO / "docs" / "decisions").glob("*.md")
+    told = " ".join(page.read_text().replace("\n", " ") for page in pages)
+    for row in found["beliefs"][1:]:
+        assert f"{row['mean']:.3f}" in told and f"{row['in_95_percent']:.3f}" in told and f"{row['most']:.3f}" in told
+    error = {(row["picked"], row["values"]): row["error_nats"] for row in found["forecasts"]}
+    for values in (64, 128, 256, 512):
+        line = f"| {values} | {error['curve', values]:.4f} nats | {error['chance', values]:.4f} nats |"
+        assert line in told, line
+    assert error["curve", 64] < error["chance", 128] and error["curve", 256] < error["chance", 512]
+
+
 def test_the_laws_of_the_contributors_guide_run(tmp_path, monkeypatch):
     text = (REPO / "CONTRIBUTING.md").read_text()
     (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "register" in block)

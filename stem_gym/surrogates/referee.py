@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -26,27 +25,16 @@ from stem_gym.simulator.laws import BoundLaw, bind_set
 from stem_gym.surrogates.gaussian_law import GaussianLaw
 from stem_gym.surrogates.hilbert import curve_order
 from stem_gym.surrogates.information import Forecast
+from stem_gym.surrogates.particles import Cloud, gather, gaussian_of, systematic
 
 _FEW = 0.3  # share of the particles below which their effective number calls for new ones
 _MOVES = (0.8, 0.3)  # lengths of the Metropolis steps, in units of the best for a Gaussian
 _WIDER = 1.2  # how much wider than the particles the Gaussian is, from which all are drawn anew once
 _BEST_STEP = 2.38  # over the root of the dimension (Roberts, Gelman and Gilks, Ann. Appl. Probab. 7, 110, 1997)
 _IN_CACHE = 2**18  # numbers in the particles of rows that are renewed together, at most
-_BLOCK = 32  # particles among which one is searched for at once
 _HALF_LOG_TAU = 0.5 * math.log(2.0 * math.pi)
 
 _Given = tuple[list[dict[str, Tensor]], Tensor, Tensor]  # parameters by law, factors of sites, values of sites
-
-
-@dataclass
-class _Cloud:
-    """Particles of all laws in some rows, and what the history says of each."""
-
-    z: Tensor  # (B, L, Q, N) parameters of the law, then factors of the sites
-    weight: Tensor  # (B, L, N), adding up to 1
-    log_likelihood: Tensor  # (B, L, N) of the whole history
-    misfit: Tensor  # (B, L, N) χ²
-    site_value: Tensor  # (B, L, K, N) largest so far, where sites remember; else (B, L, 0, N)
 
 
 class Referee:
@@ -79,7 +67,7 @@ class Referee:
         self._parameters = max(len(law.parameters) for law in self._laws)
         self._width = self._parameters + (self._sites if self._factor > 0.0 else 0)
         even = _even_normal(particles, self._width, dtype).T.expand(1, len(self._laws), -1, -1)
-        self._prior = _gather(even, self._curve_order(even))  # (1, L, Q, N)
+        self._prior = gather(even, self._curve_order(even))  # (1, L, Q, N)
         self._streams = Streams(row_seeds(seed, rows))
         with torch.inference_mode():
             self._cloud = self._fresh(rows)
@@ -93,7 +81,7 @@ class Referee:
         if seeds is not None:
             self._streams.seed(rows, seeds)
         self._streams.next_episode(rows)
-        _put(self._cloud, rows, self._fresh(len(rows)))
+        self._cloud.put(rows, self._fresh(len(rows)))
         self._log_evidence[rows] = 0.0
         self._used[rows] = 0
 
@@ -148,8 +136,8 @@ class Referee:
         the history unless it is given, as it must be after an action that no measurement has followed yet. Without a
         site it is one of which nothing is known.
         """
-        index = _systematic(self._cloud.weight, draws, torch.full((self.rows, len(self._laws), 1), 0.5))
-        z = _gather(self._cloud.z, index)  # (B, L, Q, S)
+        index = systematic(self._cloud.weight, draws, torch.full((self.rows, len(self._laws), 1), 0.5))
+        z = gather(self._cloud.z, index)  # (B, L, Q, S)
         same = self._same if torch.equal(design, self._designs) else None
         value = self._over_grid(z) if same is not None else self._means(self._values(z.unsqueeze(4)), design)
         if site is not None and self._history is not None:
@@ -170,7 +158,7 @@ class Referee:
         where, (fresh, known) = state[0], (one[:, None, None, None] for one in state[1:])
         row = torch.arange(len(where))
         if self._remembers:
-            before = _gather(self._cloud.site_value, index)[row, :, where].unsqueeze(3)
+            before = gather(self._cloud.site_value, index)[row, :, where].unsqueeze(3)
             value = torch.where(fresh, value, torch.maximum(before, value))
         if self._factor > 0.0:
             own = self._factor * z[row, :, self._parameters + where].unsqueeze(3)
@@ -207,11 +195,11 @@ class Referee:
             return History(whole.bool(), design, whole, nothing, nothing + 1.0, ~whole.bool(), whole.bool())
         return self._history
 
-    def _fresh(self, rows: int) -> _Cloud:
+    def _fresh(self, rows: int) -> Cloud:
         laws, count = len(self._laws), self.particles
         kept = self._sites if self._remembers else 0
         zero = torch.zeros(rows, laws, count, dtype=self._dtype)
-        return _Cloud(
+        return Cloud(
             z=self._prior.expand(rows, -1, -1, -1).clone(),
             weight=torch.full_like(zero, 1.0 / count),
             log_likelihood=zero,
@@ -260,7 +248,7 @@ class Referee:
     def _weigh(self, number: Tensor, new: Tensor) -> None:
         """Take measurement `number` (B,) of the rows that have a `new` one into the weights."""
         rows = new.nonzero().squeeze(1)
-        part = _take(self._cloud, rows)
+        part = self._cloud.of(rows)
         given = self._values(part.z), part.z[:, :, self._parameters :], part.site_value
         log, square, site_value = self._judged(given, rows, number[rows])
         log_weight = part.weight.log() + log
@@ -271,7 +259,7 @@ class Referee:
         self._log_evidence[rows] += torch.where(lost, top, top + total.log()).squeeze(2)
         weight = torch.where(lost, part.weight, weight / total)
         likelihood, misfit = part.log_likelihood + log, part.misfit + square
-        _put(self._cloud, rows, _Cloud(part.z, weight, likelihood, misfit, site_value))
+        self._cloud.put(rows, Cloud(part.z, weight, likelihood, misfit, site_value))
 
     def _renew(self, new: Tensor) -> None:
         """Draw the particles again and move them, in the rows where those of any law that still counts are few."""
@@ -283,23 +271,23 @@ class Referee:
                 self._renew_rows(some)
 
     def _renew_rows(self, rows: Tensor) -> None:
-        before = _take(self._cloud, rows)
+        before = self._cloud.of(rows)
         offset = self._streams.uniform(rows, (len(self._laws), 1)).to(self._dtype)
-        centre, step = _gaussian_of(before.z, before.weight)
-        cloud = _picked(before, _systematic(before.weight, self.particles, offset))
+        centre, step = gaussian_of(before.z, before.weight)
+        cloud = before.picked(systematic(before.weight, self.particles, offset))
         cloud.weight = torch.full_like(cloud.weight, 1.0 / self.particles)
         cloud = self._moved(cloud, _WIDER * step, rows, centre)
         for length in _MOVES:
             cloud = self._moved(cloud, step * (length * _BEST_STEP / math.sqrt(self._width)), rows)
         even = torch.linalg.solve_triangular(step, cloud.z - centre, upper=False)
-        _put(self._cloud, rows, _picked(cloud, self._curve_order(even)))
+        self._cloud.put(rows, cloud.picked(self._curve_order(even)))
 
     def _curve_order(self, even: Tensor) -> Tensor:
         """Indices (n, L, N) that put particles, in units of their spread (n, L, Q, N), along the curve of each law."""
         counts = [len(law.parameters) for law in self._laws]
         return torch.stack([curve_order(even[:, i, :count].mT) for i, count in enumerate(counts)], dim=1)
 
-    def _moved(self, cloud: _Cloud, step: Tensor, rows: Tensor, centre: Tensor | None = None) -> _Cloud:
+    def _moved(self, cloud: Cloud, step: Tensor, rows: Tensor, centre: Tensor | None = None) -> Cloud:
         """One step of Metropolis and Hastings for each particle, by a Gaussian of a given factor (n, L, Q, Q).
 
         It lies around the particle, or around a `centre` (n, L, Q, 1) that all have in common.
@@ -325,13 +313,8 @@ class Referee:
         gain = likelihood - cloud.log_likelihood - 0.5 * (proposed.square().sum(2) - cloud.z.square().sum(2))
         gain = gain + odds
         taken = self._streams.uniform(rows, gain.shape[1:]).to(self._dtype).log() < gain
-        fresh = _Cloud(proposed, cloud.weight, likelihood, misfit, site_value)
-        return _Cloud(
-            *(
-                torch.where(taken.unsqueeze(2) if new.dim() == 4 else taken, new, old)
-                for new, old in ((getattr(fresh, one.name), getattr(cloud, one.name)) for one in fields(_Cloud))
-            )
-        )
+        fresh = Cloud(proposed, cloud.weight, likelihood, misfit, site_value)
+        return cloud.replaced(taken, fresh)
 
 
 def prior_particles(experiment: Experiment, particles: int, extra: int) -> tuple[list[BoundLaw], Tensor]:
@@ -352,69 +335,3 @@ def _shuffled_normal(count: int) -> Tensor:
     part = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     return torch.special.ndtri(part)[order].float()
-
-
-def _systematic(weight: Tensor, draws: int, offset: Tensor) -> Tensor:
-    """Indices (B, L, draws) of particles with weights (B, L, N), by even steps from an offset (B, L, 1) in (0, 1)."""
-    if draws <= weight.shape[2] // 16:
-        return _few(weight, draws, offset)
-    below = weight.cumsum(2)
-    total = below[..., -1:]
-    # Of many steps, how many lie below the end of each particle: to search for each takes ten times as long.
-    before = torch.ceil(below * (draws / total) - offset).long().clamp_(0, draws)
-    before.masked_fill_(below >= total, draws)
-    index = torch.zeros(*before.shape[:2], draws + 1, dtype=torch.int64, device=before.device)
-    return index.scatter_add_(2, before, torch.ones_like(before))[..., :draws].cumsum(2)
-
-
-def _few(weight: Tensor, draws: int, offset: Tensor) -> Tensor:
-    """The same of few steps: first in which block of particles each lies, then at which of them."""
-    width = math.gcd(weight.shape[2], _BLOCK)
-    blocks = weight.unflatten(2, (-1, width))
-    share = blocks.sum(3)
-    end = share.cumsum(2)
-    wanted = (torch.arange(draws, device=weight.device) + offset) / draws * end[..., -1:]
-    block = torch.searchsorted(end, wanted)
-    rest = wanted - (end - share).gather(2, block)
-    first = torch.arange(math.prod(end.shape[:2])).reshape(*end.shape[:2], 1) * end.shape[2]
-    whole = blocks.flatten(0, 2).index_select(0, (first + block).flatten())  # ten times as fast as `gather`
-    below = whole.unflatten(0, block.shape).cumsum(3)  # (B, L, draws, width)
-    rest = rest.clamp(min=torch.finfo(weight.dtype).tiny).unsqueeze(3).minimum(below[..., -1:])
-    return block * width + torch.searchsorted(below, rest).squeeze(3)
-
-
-def _gaussian_of(z: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (B, L, Q, 1) and Cholesky factor (B, L, Q, Q) of the weighted particles' covariance, kept off singular.
-
-    In double precision, in which the floor is far above the rounding.
-    """
-    mean = z @ weight.unsqueeze(3)
-    half = ((z - mean) * weight.sqrt().unsqueeze(2)).double()
-    floor = 1e-6 * torch.eye(z.shape[2], dtype=torch.float64)
-    return mean, torch.linalg.cholesky(half @ half.mT + floor).to(z.dtype)
-
-
-def _gather(whole: Tensor, index: Tensor) -> Tensor:
-    """The particles of an index (B, L, S), of (B, L, N) or (B, L, Q, N)."""
-    if whole.dim() == 3:
-        return whole.gather(2, index)
-    return whole.gather(3, index.unsqueeze(2).expand(-1, -1, whole.shape[2], -1))
-
-
-def _picked(cloud: _Cloud, index: Tensor) -> _Cloud:
-    """The particles of an index (B, L, N)."""
-    return _Cloud(*(_gather(getattr(cloud, one.name), index) for one in fields(_Cloud)))
-
-
-def _take(cloud: _Cloud, rows: Tensor) -> _Cloud:
-    if len(rows) == len(cloud.z):
-        return cloud
-    return _Cloud(*(getattr(cloud, one.name)[rows] for one in fields(_Cloud)))
-
-
-def _put(cloud: _Cloud, rows: Tensor, fresh: _Cloud) -> None:
-    for one in fields(_Cloud):
-        if len(rows) == len(cloud.z):
-            setattr(cloud, one.name, getattr(fresh, one.name))
-        else:
-            getattr(cloud, one.name)[rows] = getattr(fresh, one.name)

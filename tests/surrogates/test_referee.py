@@ -12,7 +12,8 @@ import torch
 from stem_gym.core.experiments import History, Protocol
 from stem_gym.core.hypotheses import LawSet, as_law_set
 from stem_gym.simulator.laws import bind_set, known_laws, register
-from stem_gym.surrogates.referee import Referee, _gaussian_of, _picked, _systematic
+from stem_gym.surrogates.particles import gaussian_of, systematic
+from stem_gym.surrogates.referee import Referee
 from tests.surrogates.campaigns import domain_growth, drawn, first, history_of, simulated
 
 
@@ -225,7 +226,7 @@ def test_the_grid_of_all_experiments_is_forecast_as_any_other_list_of_them(laws)
 def test_particles_are_taken_as_often_as_they_weigh(draws, particles):
     weight = torch.rand(2, 3, particles, generator=torch.Generator().manual_seed(0)).pow(8)
     weight /= weight.sum(2, keepdim=True)
-    index = _systematic(weight, draws, torch.tensor([0.2, 0.5, 0.9]).view(1, 3, 1).expand(2, 3, 1))
+    index = systematic(weight, draws, torch.tensor([0.2, 0.5, 0.9]).view(1, 3, 1).expand(2, 3, 1))
     assert index.shape == (2, 3, draws) and (index.diff(dim=2) >= 0).all()
     times = torch.zeros_like(weight).scatter_add(2, index, torch.ones(index.shape))
     assert ((times - draws * weight).abs() < 1.0 + 1e-3).all(), "by less than one off, as even steps are"
@@ -245,7 +246,7 @@ def test_few_particles_in_the_order_of_the_curve_stand_for_all(measured):
     every = means(4096)
     ordered = (means(64) - every).square().mean((0, 2)).sqrt()
     shuffled = torch.rand(24, 4, 4096, generator=torch.Generator().manual_seed(0)).argsort(2)
-    referee._cloud = _picked(referee._cloud, shuffled)
+    referee._cloud = referee._cloud.picked(shuffled)
     other = (means(64) - every).square().mean((0, 2)).sqrt()
     assert bool((ordered < 0.6 * other).all()), (ordered, other)
 
@@ -255,7 +256,7 @@ def test_the_spread_of_particles_on_a_line_is_found():
     along = 5.0 * drawn(16, 4, 1, 4096)
     weight = torch.rand(16, 4, 4096, generator=torch.Generator().manual_seed(0)).pow(20)
     weight /= weight.sum(2, keepdim=True)
-    mean, root = _gaussian_of(torch.cat((along, -along, 2.0 * along), dim=2), weight)
+    mean, root = gaussian_of(torch.cat((along, -along, 2.0 * along), dim=2), weight)
     centre = (weight * along[:, :, 0]).sum(2)
     variance = (weight * (along[:, :, 0] - centre.unsqueeze(2)).square()).sum(2)
     line = torch.tensor([1.0, -1.0, 2.0])
@@ -268,7 +269,7 @@ def test_no_particle_without_weight_is_taken():
     weight[..., 7:107] = 0.01
     for offset in (1e-7, 0.5, 0.9996, 1.0 - 2.0**-24):
         for draws in (64, 4096):
-            index = _systematic(weight, draws, torch.full((1, 1, 1), offset))
+            index = systematic(weight, draws, torch.full((1, 1, 1), offset))
             assert index.min() >= 7 and index.max() < 107
 
 
