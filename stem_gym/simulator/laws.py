@@ -107,7 +107,7 @@ class BoundLaw:
         return first.expand(lengths).flatten()
 
     def _apart(self, z: Tensor, grids: Sequence[Tensor]) -> Tensor:
-        """What should be measured, (…, E1, E2, …, N): an axis that does not matter has a length of 1."""
+        """What is expected, (…, E1, E2, …, N), for z (…, N, P); an axis that does not matter has a length of 1."""
         axes = {
             name: grid.reshape([-1 if j == i else 1 for j in range(len(grids) + 1)])
             for i, (name, grid) in enumerate(zip(self.axes, grids, strict=True))

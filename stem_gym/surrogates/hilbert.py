@@ -20,7 +20,7 @@ def curve_order(points: Tensor, reach: float = 3.0) -> Tensor:
     """Indices (…, N) that put points (…, N, D) in the order of a curve through all of [−reach, reach]^D.
 
     Of more than five dimensions the first five count. Points in one cell of the curve keep their order, and those
-    outside are taken for the nearest ones inside.
+    outside are taken for the nearest ones inside. Sorted on the CPU.
     """
     used = min(points.shape[-1], MOST_DIMENSIONS)
     bits = _BITS // used
@@ -29,8 +29,8 @@ def curve_order(points: Tensor, reach: float = 3.0) -> Tensor:
     index = cell[..., 0]
     for dimension in range(1, used):
         index = index * side + cell[..., dimension]
-    place = curve_places(used, bits)[index.numpy()]
-    return torch.from_numpy(np.argsort(place, axis=-1, kind="stable"))
+    place = curve_places(used, bits)[index.cpu().numpy()]
+    return torch.from_numpy(np.argsort(place, axis=-1, kind="stable")).to(points.device)
 
 
 @functools.cache

@@ -19,8 +19,8 @@ from torch.nn.functional import embedding_bag
 from stem_gym.core.experiments import Noise
 
 _CELLS = 192  # of values
-_NODES = 48  # of measurements
-_REACH = 6.0  # deviations of noise that the nodes of measurements go beyond the cells of values
+_NODES = 72  # of measurements
+_REACH = 6.0  # deviations of noise that the nodes of measurements go beyond the values
 _TINY = 1e-30
 _IN_CACHE = 2**18  # values
 
@@ -115,20 +115,24 @@ def expected_information(probability: Tensor, forecast: Forecast) -> Tensor:
     """Nats (B, E) that a measurement is expected to tell about the law: 0 to the entropy of the probabilities.
 
     The mutual information of law and measurement (Lindley, Ann. Math. Stat. 27, 986, 1956) by quadrature in one
-    dimension, even in units of the noise: each value is that of its cell of a grid, with the density of measurements
-    at some nodes. A sum over nodes that are closer than 1.5 deviations of the noise is the integral but for a
-    thousandth; over wider ranges the figure gets coarser, and stays within its bounds.
+    dimension, even in units of the noise: each value is taken for the middle of its cell of a grid, with the density of
+    measurements at some nodes. A sum over nodes that are closer than 1.5 deviations of the noise is the integral; over
+    wider ranges the figure gets coarser, and stays within its bounds. It has no gradient in the values.
     """
     value, weight, place = forecast.columns()
     even = evened(value, forecast.noise)  # (B, C, S)
     rows, columns, draws = even.shape
     low, high = even.flatten(1).amin(1), even.flatten(1).amax(1)
-    step = ((high - low) * ((1.0 + 1e-5) / _CELLS)).clamp(min=1e-6)  # so that the highest is within a cell
-    cell = ((even - low[:, None, None]) * step.reciprocal()[:, None, None]).int()
+    step = ((high - low) / (_CELLS - 1)).clamp(min=1e-6)
+    middle = low.unsqueeze(1) + step.unsqueeze(1) * torch.arange(
+        _CELLS, device=even.device
+    )  # many values are the lowest
+    start = low - 0.5 * step
+    cell = ((even - start[:, None, None]) * step.reciprocal()[:, None, None]).int().clamp_(0, _CELLS - 1)
     cell += _CELLS * torch.arange(rows, dtype=torch.int32, device=even.device)[:, None, None]
-    middle = low.unsqueeze(1) + step.unsqueeze(1) * (torch.arange(_CELLS, device=even.device) + 0.5)
     density = _measured(middle, forecast).flatten(0, 1)  # (B G, G')
-    density, weight = (density / draws, None) if weight is None else (density, weight.flatten(0, 1))
+    density, weight = (density / draws, None) if weight is None else (density, weight.flatten(0, 1).to(density))
+    probability = probability.to(density)
     # Sums of lines that are picked from a table, in one pass.
     measured = embedding_bag(cell.flatten(0, 1), density, mode="sum", per_sample_weights=weight)
     measured = measured.reshape(rows, columns, _NODES)
@@ -145,15 +149,16 @@ def _surprise(probability: Tensor) -> Tensor:
 
 def _measured(middle: Tensor, forecast: Forecast) -> Tensor:
     """Probabilities (B, G, G') of measurements at nodes, for values in the middle of cells (B, G)."""
-    noise, factor = forecast.noise, forecast.noise_factor.unsqueeze(1)
-    beyond = _REACH * factor
-    ends = torch.linspace(0.0, 1.0, _NODES, device=middle.device)
-    node = unevened((middle[:, :1] - beyond) * (1.0 - ends) + (middle[:, -1:] + beyond) * ends, noise)  # (B, G')
+    noise = forecast.noise
     value = unevened(middle, noise)
-    spread = (noise.absolute**2 + (noise.relative * value).square()) * factor.square()
+    spread = (noise.absolute**2 + (noise.relative * value).square()) * forecast.noise_factor.square().unsqueeze(1)
+    beyond = _REACH * spread.sqrt()
+    first, last = (evened(end, noise) for end in ((value - beyond).amin(1), (value + beyond).amax(1)))
+    part = torch.linspace(0.0, 1.0, _NODES, device=middle.device)
+    node = unevened(first.unsqueeze(1) * (1.0 - part) + last.unsqueeze(1) * part, noise)  # (B, G')
     width = torch.sqrt(noise.absolute**2 + (noise.relative * node).square())  # of a node, all alike in even units
-    square = (node.unsqueeze(1) - value.unsqueeze(2)).square() / spread.unsqueeze(2)
-    return torch.softmax(width.log().unsqueeze(1) - 0.5 * square, dim=2)
+    square = (node.unsqueeze(1) - value.unsqueeze(2)).square() * (-0.5 / spread).unsqueeze(2)
+    return torch.softmax(square + width.log().unsqueeze(1), dim=2)
 
 
 @_in_blocks

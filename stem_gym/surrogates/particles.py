@@ -70,7 +70,7 @@ def _few(weight: Tensor, draws: int, offset: Tensor) -> Tensor:
     wanted = (torch.arange(draws, device=weight.device) + offset) / draws * end[..., -1:]
     block = torch.searchsorted(end, wanted)
     rest = wanted - (end - share).gather(2, block)
-    first = torch.arange(math.prod(end.shape[:2])).reshape(*end.shape[:2], 1) * end.shape[2]
+    first = torch.arange(math.prod(end.shape[:2]), device=weight.device).reshape(*end.shape[:2], 1) * end.shape[2]
     whole = blocks.flatten(0, 2).index_select(0, (first + block).flatten())  # ten times as fast as `gather`
     below = whole.unflatten(0, block.shape).cumsum(3)  # (B, L, draws, width)
     rest = rest.clamp(min=torch.finfo(weight.dtype).tiny).unsqueeze(3).minimum(below[..., -1:])

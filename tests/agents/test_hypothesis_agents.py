@@ -43,6 +43,24 @@ def test_all_that_are_asked_for_exist():
     assert asked | {"random_designs", "tuning_rules"} <= set(NAMES)
 
 
+@pytest.mark.parametrize(
+    ("name", "level", "given", "draws"),
+    [
+        ("eig", "-v0", {}, 64),
+        ("eig", "-site-v0", {}, 256),
+        ("eig", "-site-v0", {"draws": 96}, 96),
+        ("lookahead", "-v0", {}, 256),
+        ("lookahead", "-v0", {"draws": None}, 64),
+    ],
+)
+def test_where_sites_have_factors_more_values_are_looked_at(name, level, given, draws):
+    env = vector(f"stem_gym/HypothesisDiscrimination{level}", 2)
+    policy = agents.make(name, env, particles=2048, **given)
+    policy.reset(range(2), [1, 2])
+    (forecast, *_) = policy.look(env.reset(seed=1)[0]).forecasts
+    assert forecast.value.shape[2] == draws
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("id", LEVELS)
 def test_every_agent_does_what_every_level_takes(name, id):

@@ -66,6 +66,59 @@ def test_the_quadrature_is_the_nested_monte_carlo_within_its_error():
     assert bool(((found - expected).abs() < 5.0 * error + 0.01 * expected).all()), (found, expected, error)
 
 
+def dense(probability: torch.Tensor, told: Forecast, nodes: int = 3000) -> torch.Tensor:
+    """The information (B, E) of the very mixtures by a dense sum in double precision, even in units of the noise."""
+    value, noise, found = told.value.double(), told.noise, []
+    for p, row, factor in zip(probability.double(), value, told.noise_factor.double(), strict=True):
+        sd = factor * (noise.absolute**2 + (noise.relative * row) ** 2).sqrt()
+        first, last = evened((row - 8.0 * sd).min(), noise), evened((row + 8.0 * sd).max(), noise)
+        even = first + (last - first) * torch.linspace(0.0, 1.0, nodes, dtype=torch.float64)
+        y = unevened(even, noise)
+        bell = torch.exp(-0.5 * ((y - row.unsqueeze(3)) / sd.unsqueeze(3)).square()) / sd.unsqueeze(3)  # (L, S, E, n)
+        density = bell.mean(1) * (noise.absolute**2 + (noise.relative * y) ** 2).sqrt()
+        density = density / density.sum(2, keepdim=True)
+        mixture = (p[:, None, None] * density).sum(0)
+        entropy = [-(one * one.clamp(min=1e-300).log()).sum(-1) for one in (mixture, density)]
+        found.append(entropy[0] - (p.unsqueeze(1) * entropy[1]).sum(0))
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("noise", [NOISE, Noise(absolute=15.0, relative=0.15), Noise(absolute=4.0, relative=0.03)])
+@pytest.mark.parametrize("factor", [1.0, 20.0, 150.0, 400.0])
+def test_the_quadrature_is_a_dense_sum_however_much_the_noise_has_grown(noise, factor):
+    told = forecast(rows=2, draws=64, experiments=5, noise=noise)
+    told = Forecast(told.value, noise, torch.tensor([1.0, factor]))
+    probability = probabilities(rows=2)
+    torch.testing.assert_close(
+        expected_information(probability, told).double(), dense(probability, told), atol=0.003, rtol=0.0
+    )
+
+
+def test_laws_that_say_exactly_zero_are_not_told_apart_by_their_cell():
+    """Below their thresholds, two laws say zero, another one hardly more: all that is there is the third."""
+    told = forecast(rows=2, draws=64, experiments=5)
+    value = told.value.clone()
+    value[:, :2, :, :3] = 0.0
+    value[:, 2, :, :3] = 6.0
+    told, probability = Forecast(value, NOISE, torch.ones(2)), probabilities(rows=2)
+    torch.testing.assert_close(
+        expected_information(probability, told).double(), dense(probability, told), atol=0.006, rtol=0.0
+    )
+
+
+def test_precisions_may_be_mixed():
+    told, probability = forecast(), probabilities()
+    weight = torch.softmax(drawn(3, 4, told.value.shape[2], seed=9), dim=2)
+    expected = expected_information(probability, Forecast(told.value, NOISE, told.noise_factor, weight))
+    for values, chances, weights in (
+        (torch.float64, torch.float32, torch.float32),
+        (torch.float32,) + 2 * (torch.float64,),
+    ):
+        mixed = Forecast(told.value.to(values), NOISE, told.noise_factor.to(values), weight.to(weights))
+        found = expected_information(probability.to(chances), mixed)
+        torch.testing.assert_close(found.float(), expected, atol=1e-3, rtol=0.0)
+
+
 def test_two_values_that_noise_does_not_mix_tell_the_entropy():
     value = torch.tensor([100.0, 400.0]).reshape(1, 2, 1, 1).expand(1, 2, 50, 1)
     probability = torch.tensor([[0.3, 0.7]])

@@ -12,6 +12,7 @@ import torch
 from stem_gym.core.experiments import History, Protocol
 from stem_gym.core.hypotheses import LawSet, as_law_set
 from stem_gym.simulator.laws import bind_set, known_laws, register
+from stem_gym.surrogates.gaussian_law import GaussianLaw
 from stem_gym.surrogates.particles import gaussian_of, systematic
 from stem_gym.surrogates.referee import Referee
 from tests.surrogates.campaigns import domain_growth, drawn, first, history_of, simulated
@@ -219,6 +220,20 @@ def test_the_grid_of_all_experiments_is_forecast_as_any_other_list_of_them(laws)
     whole, back = (referee.forecast(some, torch.ones(2), 64).value for some in (designs, designs.flip(0)))
     torch.testing.assert_close(whole.flip(3), back)
     assert whole.std() > 0.0
+
+
+def test_what_is_forecast_the_same_is_said_to_be_for_none_of_them_too():
+    """The answer "none of these" sees every axis; memory and factor of a site keep the same what was."""
+    sites = {"count": 2, "factor": 0.5, "remembers": True, "move_s": 1.0}
+    experiment = domain_growth(sites=sites)
+    referee, designs = Referee(experiment, 3, 1024, none=GaussianLaw(experiment)), Protocol(experiment).designs()
+    referee.update(simulated(experiment, 3, 4)[0])
+    told = referee.forecast(
+        designs, torch.ones(3), 64, torch.tensor([0, 1, 0]), fresh=torch.tensor([True, False, False])
+    )
+    assert told.same.shape == (5, 120) and told.value.shape == (3, 5, 64, 120)
+    assert [len(row.unique()) for row in told.same] == [20, 20, 120, 120, 120]
+    torch.testing.assert_close(told.value.gather(3, told.same[None, :, None].expand_as(told.value)), told.value)
 
 
 @pytest.mark.parametrize("particles", [512, 500, 513])
