@@ -28,7 +28,7 @@ import agents
 from benchmarks.throughput import machine
 from stem_gym.core.batch import take_rows
 from stem_gym.core.config import parse
-from stem_gym.core.experiments import Experiment, History, Protocol
+from stem_gym.core.experiments import Experiment, History, Protocol, protocol_of
 from stem_gym.simulator.laws import bind_set
 from stem_gym.surrogates.gaussian_law import GaussianLaw
 from stem_gym.surrogates.information import expected_information, information_bound
@@ -100,11 +100,11 @@ def parts(experiment: Experiment, history: History, every_draws: Sequence[int]) 
 
 def decisions(every_draws: Sequence[int]) -> dict[str, tuple[list[Callable[[], object]], Callable[[], object]]]:
     """What an agent does of observations that it has taken in: each episode alone, and all of them at once."""
-    env = gymnasium.make_vec(ID, num_envs=TOGETHER, autoreset_mode=AutoresetMode.DISABLED)
+    env: Any = gymnasium.make_vec(ID, num_envs=TOGETHER, autoreset_mode=AutoresetMode.DISABLED)
     single = gymnasium.make_vec(ID, num_envs=1, autoreset_mode=AutoresetMode.DISABLED)
     observation, _ = env.reset(seed=0)
     generator = torch.Generator().manual_seed(0)
-    protocol = Protocol(parse(Experiment, STD, "benchmark"))
+    protocol = protocol_of(env.unwrapped.task_config)
     for _ in range(MEASUREMENTS):
         chosen = protocol.designs()[torch.randint(0, 120, (TOGETHER,), generator=generator)]
         action = protocol.experiments(chosen, torch.zeros(TOGETHER, dtype=torch.int64))
