@@ -1,7 +1,7 @@
 """Expected information: the experiment whose measurement is expected to tell most about which law is true.
 
 Lindley, Ann. Math. Stat. 27, 986 (1956). By quadrature of the laws' predictions, or by a bound from their means and
-variances that takes half the time.
+variances, which takes half the time of the quadrature itself.
 """
 
 from __future__ import annotations

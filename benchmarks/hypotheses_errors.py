@@ -3,9 +3,10 @@
 python benchmarks/hypotheses_errors.py             # two minutes; stores results/hypotheses_errors.json
 
 Beliefs: the largest error of a law's probability after each of up to 12 random pulses, against the mean of two referees
-of 65,536 particles, and how far these two are from their mean. Forecasts: the error of what experiments should tell
-against what 4,096 of the 16,384 particles say of it, for values picked along the curve and by chance, and how much less
-than the best one the experiment tells that then seems best.
+of 65,536 particles, and how far these two, which begin with the same particles, are from their mean. Forecasts, before
+the first pulse and after each: the error of what experiments should tell, against what 4,096 of the 16,384 particles
+say of it, for values picked along the curve and by chance, and how much less than the best experiment the one tells
+that then seems best.
 """
 
 from __future__ import annotations
@@ -74,18 +75,19 @@ def believed(experiment: Experiment, history: History, particles: int, seed: int
 
 
 def forecasts(experiment: Experiment, history: History) -> list[dict[str, Any]]:
-    """Errors of the expected information by the number of values and how they are picked, meanwhile."""
+    """Errors of the expected information by the number of values and how they are picked."""
     referee, designs = Referee(experiment, len(history.done), PARTICLES), Protocol(experiment).designs()
     generator, factor = torch.Generator().manual_seed(0), torch.ones(len(history.done))
     errors: dict[tuple[str, int], list[Tensor]] = {(how, n): [] for how in ("curve", "chance") for n in DRAWS}
     lost: dict[tuple[str, int], list[Tensor]] = {look: [] for look in errors}
-    for count in range(1, PULSES + 1):
+    for count in range(PULSES + 1):
         referee.update(replace(history, done=history.done & (torch.arange(PULSES) < count)))
         probability, whole = referee.probability[:, :-1], referee.forecast(designs, factor, max(DRAWS) * 8)
         right = expected_information(probability, whole)
         for how, draws in errors:
-            chance = torch.randperm(whole.value.shape[2], generator=generator)[:draws]
-            look = replace(whole, value=whole.value[:, :, chance])
+            chance = torch.rand(len(factor), whole.value.shape[2], generator=generator).argsort(1)[:, :draws]
+            index = chance[:, None, :, None].expand(-1, whole.value.shape[1], -1, len(designs))
+            look = replace(whole, value=whole.value.gather(2, index))
             look = referee.forecast(designs, factor, draws) if how == "curve" else look
             told = expected_information(probability, look)
             errors[how, draws].append((told - right).flatten())
@@ -94,8 +96,10 @@ def forecasts(experiment: Experiment, history: History) -> list[dict[str, Any]]:
         {
             "values": draws,
             "picked": how,
-            "error_nats": float(torch.cat(errors[how, draws]).square().mean().sqrt()),
-            "lost_nats": float(torch.cat(lost[how, draws]).mean()),
+            "first_error_nats": float(errors[how, draws][0].square().mean().sqrt()),
+            "error_nats": float(torch.cat(errors[how, draws][1:]).square().mean().sqrt()),
+            "first_lost_nats": float(lost[how, draws][0].mean()),
+            "lost_nats": float(torch.cat(lost[how, draws][1:]).mean()),
         }
         for how, draws in errors
     ]

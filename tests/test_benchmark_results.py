@@ -107,13 +107,22 @@ def test_the_pages_on_the_referee_tell_its_measured_errors():
     found = json.loads((RESULTS / "hypotheses_errors.json").read_text())
     pages = (REPO / "docs" / "decisions").glob("*.md")
     told = " ".join(page.read_text().replace("\n", " ") for page in pages)
-    for row in found["beliefs"][1:]:
-        assert f"{row['mean']:.3f}" in told and f"{row['in_95_percent']:.3f}" in told and f"{row['most']:.3f}" in told
-    error = {(row["picked"], row["values"]): row["error_nats"] for row in found["forecasts"]}
+    many, *fewer = ({key: f"{value:.3f}" for key, value in row.items()} for row in found["beliefs"])
+    assert f"are {many['mean']} (at most {many['most']}) from their mean" in told
+    best, *others = fewer
+    assert f"was {best['mean']} on average ({best['in_95_percent']} in 95 % of cases, {best['most']} at most)" in told
+    for row in others:
+        assert f"{row['mean']} ({row['in_95_percent']}, {row['most']}) with" in told
+    error = {(row["picked"], row["values"]): row for row in found["forecasts"]}
     for values in (64, 128, 256, 512):
-        line = f"| {values} | {error['curve', values]:.4f} nats | {error['chance', values]:.4f} nats |"
+        curve, chance = error["curve", values], error["chance", values]
+        first = f"{curve['first_error_nats']:.4f} | {chance['first_error_nats']:.4f}"
+        line = f"| {values} | {first} | {curve['error_nats']:.4f} | {chance['error_nats']:.4f} |"
         assert line in told, line
-    assert error["curve", 64] < error["chance", 128] and error["curve", 256] < error["chance", 512]
+    for few, more in ((64, 128), (128, 256), (256, 512)):
+        assert error["curve", few]["error_nats"] < error["chance", more]["error_nats"]
+    lost = error["curve", 64]
+    assert f"{lost['lost_nats']:.4f} nats less" in told and f"first pulse {lost['first_lost_nats']:.3f}." in told
 
 
 def test_the_laws_of_the_contributors_guide_run(tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ class Noise(Config):
     """Standard deviation √(absolute² + (relative · value)²) of one measurement, times what has grown since tuning."""
 
     absolute: float = Field(ge=0)
-    """in the unit of the quantity; positive, since a law may say zero"""
+    """in the unit of the quantity; a task needs some"""
     relative: float = Field(0.0, ge=0)
     """part of the value"""
     growth_s: float | None = Field(None, gt=0)
@@ -96,7 +96,9 @@ class Experiment(Config):
         if stray := sorted(self.settle_s.keys() - {axis.name for axis in laws.axes if axis.does == "Set"}):
             raise ConfigError(f"settle_s: {', '.join(stray)} is no axis of {laws.name} that is set.")
         if not self.noise.absolute > 0.0:
-            raise ConfigError("noise: absolute must be positive; where a law says zero one measurement would decide.")
+            raise ConfigError(
+                "noise: absolute must be positive, or one measurement would decide where a law says zero."
+            )
         first_s, last_s = self.noise.untuned_s
         if not 0.0 <= first_s <= last_s or (last_s > 0.0 and self.noise.growth_s is None):
             raise ConfigError(

@@ -33,7 +33,7 @@ class Forecast:
     noise: Noise
     noise_factor: Tensor  # (B,)
     weight: Tensor | None = None  # (B, L, S) of the values, adding up to 1; None: all alike
-    same: Tensor | None = None  # (L, E) an experiment of which each law says the same; None: each is on its own
+    same: Tensor | None = None  # (L, E) the first of these experiments of which each law says the same; None: itself
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and variance (B, L, E) of a measurement."""
@@ -116,19 +116,20 @@ def expected_information(probability: Tensor, forecast: Forecast) -> Tensor:
 
     The mutual information of law and measurement (Lindley, Ann. Math. Stat. 27, 986, 1956) by quadrature in one
     dimension, even in units of the noise: each value is taken for the middle of its cell of a grid, with the density of
-    measurements at some nodes. A sum over nodes that are closer than 1.5 deviations of the noise is the integral; over
-    wider ranges the figure gets coarser, and stays within its bounds. It has no gradient in the values.
+    measurements at some nodes. A sum over nodes that are closer than 1.5 deviations of the noise is the integral; where
+    values spread over more than some 200 deviations it is far too small, within its bounds. It has no gradient in the
+    values.
     """
     value, weight, place = forecast.columns()
     even = evened(value, forecast.noise)  # (B, C, S)
     rows, columns, draws = even.shape
+    # Cells lie around multiples of a step, zero among them: below a threshold many values are exactly that.
     low, high = even.flatten(1).amin(1), even.flatten(1).amax(1)
-    step = ((high - low) / (_CELLS - 1)).clamp(min=1e-6)
-    middle = low.unsqueeze(1) + step.unsqueeze(1) * torch.arange(
-        _CELLS, device=even.device
-    )  # many values are the lowest
-    start = low - 0.5 * step
-    cell = ((even - start[:, None, None]) * step.reciprocal()[:, None, None]).int().clamp_(0, _CELLS - 1)
+    step = ((high - low) / (_CELLS - 2)).clamp(min=1e-4)
+    first = torch.floor(low / step)
+    middle = (first.unsqueeze(1) + torch.arange(_CELLS, device=even.device)) * step.unsqueeze(1)
+    cell = even * step.reciprocal()[:, None, None] - (first - 0.5)[:, None, None]
+    cell = cell.int().clamp_(0, _CELLS - 1)
     cell += _CELLS * torch.arange(rows, dtype=torch.int32, device=even.device)[:, None, None]
     density = _measured(middle, forecast).flatten(0, 1)  # (B G, G')
     density, weight = (density / draws, None) if weight is None else (density, weight.flatten(0, 1).to(density))

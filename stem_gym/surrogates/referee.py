@@ -133,7 +133,7 @@ class Referee:
         """What the laws say of experiments (E, D) at the site (B,) of each row; the last law is `none`, if given.
 
         They are asked by the parameters of `draws` particles, which follow each other along the curve at even steps of
-        the weight. The curve does not follow the factors of sites: where there are such, four times as many do as well.
+        the weight. The curve does not follow the factors of sites: where there are such, more are needed.
         `site` counts where sites have a memory or a factor. Whether it is `fresh` and `calibrated` (B,) is taken from
         the history unless it is given, as it must be after an action that no measurement has followed yet. Without a
         site it is one of which nothing is known.

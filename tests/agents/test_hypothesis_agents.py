@@ -50,15 +50,17 @@ def test_all_that_are_asked_for_exist():
         ("eig", "-site-v0", {}, 256),
         ("eig", "-site-v0", {"draws": 96}, 96),
         ("lookahead", "-v0", {}, 256),
-        ("lookahead", "-v0", {"draws": None}, 64),
+        ("lookahead", "-drift-v0", {"draws": None}, 64),
     ],
 )
 def test_where_sites_have_factors_more_values_are_looked_at(name, level, given, draws):
     env = vector(f"stem_gym/HypothesisDiscrimination{level}", 2)
     policy = agents.make(name, env, particles=2048, **given)
     policy.reset(range(2), [1, 2])
-    (forecast, *_) = policy.look(env.reset(seed=1)[0]).forecasts
+    observation, _ = env.reset(seed=1)
+    (forecast, *_) = policy.look(observation).forecasts
     assert forecast.value.shape[2] == draws
+    assert env.single_action_space.contains(policy.act(observation)[0])
 
 
 @pytest.mark.parametrize("name", NAMES)

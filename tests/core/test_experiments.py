@@ -142,6 +142,7 @@ def test_seconds_by_hand():
     [
         ({"settle_s": {"bias_v": 3.0}}, "bias_v is no axis"),
         ({"noise": {"absolute": 0.0}, "enabling": {}}, "absolute must be positive"),
+        ({"noise": {"absolute": 0.0, "relative": 0.1}, "enabling": {}}, "absolute must be positive"),
         ({"noise": {"absolute": 8.0}}, "tune would do nothing"),
         ({"enabling": {"declare": SECTION["enabling"]["tune"]}}, "declare is the name of"),
         ({"enabling": {"bias_v": SECTION["enabling"]["tune"]}}, "bias_v is the name of"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,23 @@ def test_the_grid_of_all_experiments_is_forecast_as_any_other_list_of_them(laws)
     assert whole.std() > 0.0
 
 
+def test_a_forecast_weighs_its_particles():
+    """After a measurement that leaves enough of them to go on with, means are those of the weighted particles."""
+    experiment = domain_growth(noise={"absolute": 150.0})
+    referee, designs = Referee(experiment, 2, 4096), Protocol(experiment).designs()
+    before = referee.forecast(designs, torch.ones(2), 256).value_moments()[0]
+    seen = simulated(experiment, 2, 1)[0]
+    referee.update(dataclasses.replace(seen, value=seen.value + 200.0))
+    weight = referee._cloud.weight
+    assert weight.std() > 0.1 * weight.mean(), "it is weights that tell, not new particles"
+    said = torch.stack(
+        [law.over_grid(referee._cloud.z[:, i].mT, referee._grids) for i, law in enumerate(referee._laws)], dim=1
+    )
+    mean = (said * weight.unsqueeze(2)).sum(3)
+    found = referee.forecast(designs, torch.ones(2), 256).value_moments()[0]
+    assert (found - mean).abs().mean() < 0.3 * (before - mean).abs().mean()
+
+
 def test_what_is_forecast_the_same_is_said_to_be_for_none_of_them_too():
     """The answer "none of these" sees every axis; memory and factor of a site keep the same what was."""
     sites = {"count": 2, "factor": 0.5, "remembers": True, "move_s": 1.0}
@@ -245,6 +263,14 @@ def test_particles_are_taken_as_often_as_they_weigh(draws, particles):
     assert index.shape == (2, 3, draws) and (index.diff(dim=2) >= 0).all()
     times = torch.zeros_like(weight).scatter_add(2, index, torch.ones(index.shape))
     assert ((times - draws * weight).abs() < 1.0 + 1e-3).all(), "by less than one off, as even steps are"
+
+
+def test_the_curve_goes_through_the_parameters_of_each_law_alone():
+    """One law has two parameters and the other one: in its order, no number that it does not use has a say."""
+    referee = Referee(of_lines(), 1, 1024)
+    two, one = referee._cloud.z[0]
+    assert one[0].diff().abs().mean() < 0.01 and two[0].diff().abs().mean() > 0.05
+    assert one[1].diff().abs().mean() > 0.5, "this one is not used"
 
 
 @pytest.mark.parametrize("measured", [0, 2, 6])
