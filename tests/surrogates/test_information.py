@@ -123,14 +123,16 @@ def test_values_that_are_all_alike_tell_nothing():
         assert float(expected_information(probabilities(rows=2), told).max()) < 1e-5
 
 
-def test_the_bound_is_no_less_than_the_information_of_narrow_predictions():
-    """Means a few deviations of the noise apart, where the noise differs between them."""
-    middle = torch.tensor([20.0, 60.0, 200.0, 240.0]).reshape(1, 4, 1, 1) * torch.tensor([0.5, 1.0, 2.0])
-    told = Forecast(middle + 0.5 * drawn(2, 4, 64, 3, seed=3), NOISE, torch.ones(2))
-    probability = probabilities(rows=2)
-    told_at_least, told_at_most = dense(probability, told), information_bound(probability, told).double()
-    assert bool((told_at_least < told_at_most + 0.002).all())
-    torch.testing.assert_close(told_at_least, told_at_most, atol=0.25, rtol=0.0)
+def test_the_bound_of_predictions_without_spread_by_hand():
+    """In units of the noise both are Gaussians of deviation 2, by asinh(0.08 · 240 / 8) / 0.08 and of 150 apart."""
+    value = torch.tensor([150.0, 240.0]).reshape(1, 2, 1, 1).expand(1, 2, 64, 1)
+    apart = (math.asinh(0.08 * 240.0 / 8.0) - math.asinh(0.08 * 150.0 / 8.0)) / 0.08
+    alike = math.exp(-0.5 * (apart / 2.0) ** 2)
+    expected = -0.3 * math.log(0.3 + 0.7 * alike) - 0.7 * math.log(0.7 + 0.3 * alike)
+    told = Forecast(value, NOISE, torch.tensor([2.0]))
+    found = information_bound(torch.tensor([[0.3, 0.7]]), told)
+    assert float(found) == pytest.approx(expected, rel=1e-4)
+    assert float(dense(torch.tensor([[0.3, 0.7]]), told)) < float(found)
 
 
 def test_precisions_may_be_mixed():
