@@ -44,7 +44,7 @@ ID = "stem_gym/HypothesisDiscrimination-v0"  # as STD
 def main() -> None:
     """Measure, print, store."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--draws", default="64,256", help="values of each law that an experiment is judged by")
+    parser.add_argument("--draws", default="64,256,512", help="values of each law that an experiment is judged by")
     parser.add_argument("--runs", type=int, default=5, help="calls of each; the median is told")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
     given = parser.parse_args()

@@ -95,7 +95,7 @@ def test_the_page_tells_how_many_thresholds_the_surrogate_meets():
 
 def test_a_decision_between_laws_takes_milliseconds():
     speed = rows("hypotheses_speed.json", "what")
-    for draws in (64, 256):
+    for draws in (64, 256, 512):
         assert speed[(f"decision by EIG, {draws} values",)]["one_ms"] <= 20.0
         assert speed[(f"decision by the bound, {draws} values",)]["one_ms"] <= 3.0
     for name in ("EIG", "the bound"):  # with as many values as agents look at

@@ -69,12 +69,26 @@ def file(tmp_path_factory) -> Path:
     return written(tmp_path_factory.mktemp("measured") / "bad.npz", bad=True)
 
 
-def test_spikes_and_dead_cells_do_not_keep_an_agent_from_the_best(file):
-    """Every row begins with a spike and a dead cell. (Begun with all five, a search has little that it could trust.)"""
-    bad = [SPIKED[0], DEAD[0]]
+FIRST = [
+    ([SPIKED[0]], [DEAD[0]]),
+    pytest.param(
+        SPIKED,
+        DEAD,
+        marks=pytest.mark.xfail(
+            strict=False,
+            reason="hangs on the last digits of a processor; over 24 rows it is not met",
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("spiked", "dead"), FIRST, ids=["two", "all"])
+def test_spikes_and_dead_cells_do_not_keep_an_agent_from_the_best(file, spiked, dead):
+    """The first spectra of every row are bad ones of the file: one of each kind, or all five."""
+    bad = [*spiked, *dead]
     found, seen = searched(file, "dkl", bad)
-    assert (seen[:, 0] > 5.0 * 200.0 / 0.1).all(), "the spike is in what the agent is shown"
-    assert (np.abs(seen[:, 1]) < 1e-6).all(), "and the dead cell"
+    assert (seen[:, : len(spiked)] > 5.0 * 200.0 / 0.1).all(), "the spikes are in what the agent is shown"
+    assert (np.abs(seen[:, len(spiked) :]) < 1e-6).all(), "and the dead cells"
     assert np.median(found) > 0.95 and found.min() > 0.7, found
     chance, _ = searched(file, "uniform", bad)
     assert found.mean() > chance.mean() + 0.1

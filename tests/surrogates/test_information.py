@@ -107,7 +107,7 @@ def test_laws_that_say_exactly_zero_are_not_told_apart_by_their_cell():
 
 
 def test_zero_is_in_the_middle_of_its_cell_with_values_below_it_too():
-    """ "None of these" has values on both sides of the zero that two laws say."""
+    """One answer has values on both sides of the zero that two laws say, as "none of these" does."""
     value = forecast(rows=2, draws=64, experiments=5).value.clone()
     value[:, :2] = 0.0
     value[:, 2] = 30.0 * drawn(2, 64, 5, seed=7)
