@@ -75,7 +75,7 @@ def _kept(values: Sequence[StepValue], folder: Path, title: str) -> dict[str, An
     from agents.engine import step_values
 
     written = step_values.write_values(values, folder / "values.jsonl")
-    judge = f"{title}; the referee holds none of these for {step_values.NONE:.0%} probable at first"
+    judge = f"{title}\nthe referee holds none of these for {step_values.NONE:.0%} probable at first"
     drawn = step_values.draw_values(values, folder / "values.png", judge)
     return {"steps": [asdict(one) for one in values], "written": str(written), "drawn": str(drawn)}
 
